@@ -1,0 +1,274 @@
+"""Which image each footprint is judged on.
+
+An image covers a footprint when the middle of the footprint's bounds lies on it. Among the images that cover
+one and are fine enough for the model, the order of preference is
+
+1. the largest valid share of the footprint's window (shares within one per cent count as equal),
+2. the finer ground sample distance (again within one per cent),
+3. the newer date (an image without one counts as oldest),
+4. the image named first, those of a folder in the order of their paths.
+
+The valid share is what lies on the image and, where images with nodata, alpha or a mask compete, what holds
+data by a coarse look at those masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from edge_infer.errors import ReadError
+from edge_infer.grid import full_turn, metres_per_pixel, transform_points, unwrap
+from edge_infer.imagery import GSD_TOLERANCE, Reader
+from edge_infer.plan import TileJob, plan
+from edge_infer.windows import ground_windows, pixel_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from pyproj import CRS
+
+    from edge_infer.footprints import Footprints
+    from edge_infer.imagery import Grid, Image, Imagery
+    from edge_infer.manifest import ChipContract
+
+SHARE_TOLERANCE = 0.01
+"""Valid shares that differ by no more count as equal."""
+
+PIECE = 65_536
+"""Footprints transformed at a time: the vertices of a million would take memory by the gigabyte."""
+
+PREVIEW_PIXELS = 16
+"""Masks are looked at with windows of 16 to 32 pixels a side."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coverage:
+    """For n footprints, the image and the window that each is judged on."""
+
+    image: NDArray[np.int32]
+    """(n,): index of the image; -1 where none covers the footprint."""
+    boxes: NDArray[np.float64]
+    """(n, 4): window in that image, x, y, width, height in full-resolution pixels; NaN without an image."""
+    gsd_metres: NDArray[np.float64]
+    """(n,): true ground metres a pixel there, along the coarser axis; NaN without an image."""
+    status: NDArray[Any]
+    """(n,), object: `pending`, `outside_imagery`, `too_coarse` (with the image that is) or `bad_geometry`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Footprints with the images that cover them, m pairs sorted by footprint, then image."""
+
+    footprint: NDArray[np.int64]
+    """(m,)"""
+    image: NDArray[np.int32]
+    """(m,)"""
+    boxes: NDArray[np.float64]
+    """(m, 4)"""
+    gsd_metres: NDArray[np.float64]
+    """(m,)"""
+
+    def take(self, chosen: NDArray[Any]) -> _Pairs:
+        return _Pairs(self.footprint[chosen], self.image[chosen], self.boxes[chosen], self.gsd_metres[chosen])
+
+
+def cover(footprints: Footprints, imagery: Imagery, contract: ChipContract) -> Coverage:
+    """Choose the image of each footprint by the rule at the top of this module."""
+    count = len(footprints.geometries)
+    pairs = _pair(footprints, imagery.images, contract)
+    fine = pairs.gsd_metres <= contract.coarsest_gsd_metres * GSD_TOLERANCE
+    chosen = _choose(pairs, fine, imagery.images)
+    best = pairs.take(chosen)
+
+    coverage = Coverage(
+        image=np.full(count, -1, dtype=np.int32),
+        boxes=np.full((count, 4), np.nan),
+        gsd_metres=np.full(count, np.nan),
+        status=np.full(count, "outside_imagery", dtype=object),
+    )
+    coverage.image[best.footprint] = best.image
+    coverage.boxes[best.footprint] = best.boxes
+    coverage.gsd_metres[best.footprint] = best.gsd_metres
+    coverage.status[best.footprint] = np.where(fine[chosen], "pending", "too_coarse")
+    coverage.status[~footprints.usable] = "bad_geometry"
+    return coverage
+
+
+def _pair(footprints: Footprints, images: Sequence[Image], contract: ChipContract) -> _Pairs:
+    """Find all images whose pixels hold the middle of a footprint, with its window there."""
+    found = [_Pairs(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 4)), np.empty(0))]
+    for index, near in _near(footprints, [image.grid for image in images]):
+        for start in range(0, len(near), PIECE):
+            piece = near[start : start + PIECE]
+            found.append(_place(footprints, piece, index, images[index].grid, contract))
+    pairs = _Pairs(
+        np.concatenate([part.footprint for part in found]),
+        np.concatenate([part.image for part in found]),
+        np.concatenate([part.boxes for part in found]),
+        np.concatenate([part.gsd_metres for part in found]),
+    )
+    return pairs.take(np.lexsort((pairs.image, pairs.footprint)))
+
+
+def _place(
+    footprints: Footprints, rows: NDArray[np.int64], index: int, grid: Grid, contract: ChipContract
+) -> _Pairs:
+    """Give the windows of those footprints whose middle lies on one image."""
+    bounds = pixel_bounds(footprints.geometries[rows], footprints.crs, grid)
+    centre = (bounds[:, :2] + bounds[:, 2:]) / 2
+    inside = ((centre >= 0) & (centre < (grid.width, grid.height))).all(axis=1)
+    windows = ground_windows(bounds[inside], metres_per_pixel(grid, centre[inside]), contract)
+    known = np.isfinite(windows.boxes).all(axis=1)
+    covered = rows[inside][known]
+    return _Pairs(
+        covered,
+        np.full(len(covered), index, dtype=np.int32),
+        windows.boxes[known],
+        windows.gsd_metres[known],
+    )
+
+
+def _near(footprints: Footprints, grids: Sequence[Grid]) -> list[tuple[int, NDArray[np.int64]]]:
+    """For each image that may cover some footprints, which these are, by rough bounds only."""
+    usable = np.flatnonzero(footprints.usable)
+    tree = shapely.STRtree(footprints.geometries[usable])
+    turn = full_turn(footprints.crs)
+    shifts = np.array([[0.0, 0, 0, 0]] if turn is None else [[s, 0, s, 0] for s in (0, turn, -turn)])
+    near = []
+    for index, grid in enumerate(grids):
+        bounds = _outline(grid, footprints.crs)
+        hits = np.unique(tree.query(shapely.box(*(bounds + shifts).T))[1])
+        if hits.size:
+            near.append((index, usable[hits]))
+    return near
+
+
+def _outline(grid: Grid, crs: CRS) -> NDArray[np.float64]:
+    """Generous bounds of an image in another reference system: (4,), the whole plane where that fails."""
+    column, row = np.meshgrid(np.linspace(0, grid.width, 21), np.linspace(0, grid.height, 21))
+    x, y = transform_points(grid.crs, crs, *grid.to_crs(column.ravel(), row.ravel()))
+    if np.isnan(x).any():
+        return np.array([-np.inf, -np.inf, np.inf, np.inf])
+    x = unwrap(x, crs, float(x[len(x) // 2]))
+    low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
+    margin = (high - low) / 20
+    return np.concatenate([low - margin, high + margin])
+
+
+def _choose(pairs: _Pairs, fine: NDArray[np.bool_], images: Sequence[Image]) -> NDArray[np.intp]:
+    """Give the place in `pairs` of the best pair of each footprint that has one."""
+    kept = np.flatnonzero(fine == _greatest(pairs.footprint, fine))  # coarse ones only where all are
+
+    share = _valid_share(pairs.take(kept), images)
+    kept = kept[share >= _greatest(pairs.footprint[kept], share) - SHARE_TOLERANCE]
+
+    fineness = 1 / pairs.gsd_metres[kept]
+    kept = kept[fineness * GSD_TOLERANCE >= _greatest(pairs.footprint[kept], fineness)]
+
+    ranks = np.unique([image.date or "" for image in images], return_inverse=True)[1]
+    newness = ranks[pairs.image[kept]]
+    kept = kept[newness == _greatest(pairs.footprint[kept], newness)]
+
+    first = np.unique(pairs.footprint[kept], return_index=True)[1]
+    return np.asarray(kept[first])
+
+
+def _greatest(footprint: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
+    """Spread the greatest value of each footprint over its pairs, which stand together."""
+    if len(footprint) == 0:
+        return values
+    starts = np.flatnonzero(np.diff(footprint, prepend=-1))
+    greatest: NDArray[Any] = np.maximum.reduceat(values, starts)
+    return np.repeat(greatest, np.diff(starts, append=len(footprint)))
+
+
+def _valid_share(pairs: _Pairs, images: Sequence[Image]) -> NDArray[np.float64]:
+    """Share of each window that lies on its image and, where it matters, holds data."""
+    size = np.array([(image.grid.width, image.grid.height) for image in images])[pairs.image]
+    low = np.clip(pairs.boxes[:, :2], 0, size)
+    high = np.clip(pairs.boxes[:, :2] + pairs.boxes[:, 2:], 0, size)
+    share = np.asarray(((high - low) / pairs.boxes[:, 2:]).prod(axis=1), dtype=np.float64)
+
+    masked = np.array([image.has_mask for image in images])[pairs.image]
+    rivals = _greatest(pairs.footprint, pairs.image) != pairs.image
+    contested = _greatest(pairs.footprint, rivals)
+    looked_at = np.flatnonzero(masked & contested)
+    if looked_at.size:
+        with Reader() as reader:
+            _look_at_masks(reader, pairs, images, looked_at, share)
+    return share
+
+
+def _look_at_masks(
+    reader: Reader,
+    pairs: _Pairs,
+    images: Sequence[Image],
+    rows: NDArray[np.int64],
+    share: NDArray[np.float64],
+) -> None:
+    """Write the share that holds data: none where it cannot be read, so that another image is preferred."""
+    for job in plan(pairs, images, PREVIEW_PIXELS, rows):
+        seen = _try_valid_means(reader, images[job.image], job, share[job.rows])
+        if seen is not None:
+            share[job.rows] = seen
+        elif len(job.rows) == 1:
+            share[job.rows] = 0
+        else:
+            middle = len(job.rows) // 2
+            _look_at_masks(reader, pairs, images, job.rows[:middle], share)
+            _look_at_masks(reader, pairs, images, job.rows[middle:], share)
+
+
+def _try_valid_means(
+    reader: Reader, image: Image, job: TileJob, all_valid: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    try:
+        valid = reader.read_valid(
+            image,
+            column=job.column,
+            row=job.row,
+            width=job.width,
+            height=job.height,
+            decimation=job.decimation,
+        )
+    except ReadError:
+        return None
+    return all_valid if valid is None else _mean_valid(valid, job)
+
+
+def _mean_valid(valid: NDArray[np.uint8], job: TileJob) -> NDArray[np.float64]:
+    """Mean of a tile's mask over each window of the job; outside of the tile nothing is valid."""
+    rows, columns = valid.shape
+    total = np.zeros((rows + 1, columns + 1))
+    total[1:, 1:] = valid.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    scale = np.array([job.width / columns, job.height / rows])
+    low = (job.boxes[:, :2] - (job.column, job.row)) / scale
+    size = job.boxes[:, 2:] / scale
+    high = low + size
+    summed = (
+        _interpolate(total, high[:, 0], high[:, 1])
+        - _interpolate(total, low[:, 0], high[:, 1])
+        - _interpolate(total, high[:, 0], low[:, 1])
+        + _interpolate(total, low[:, 0], low[:, 1])
+    )
+    return np.asarray(summed / size.prod(axis=1))
+
+
+def _interpolate(
+    total: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Bilinear look-up in a table of running sums, which is exact between its nodes."""
+    x = np.clip(x, 0, total.shape[1] - 1)
+    y = np.clip(y, 0, total.shape[0] - 1)
+    column = np.minimum(x.astype(np.intp), total.shape[1] - 2)
+    row = np.minimum(y.astype(np.intp), total.shape[0] - 2)
+    right, down = x - column, y - row
+    return np.asarray(
+        (1 - down) * ((1 - right) * total[row, column] + right * total[row, column + 1])
+        + down * ((1 - right) * total[row + 1, column] + right * total[row + 1, column + 1])
+    )

@@ -1,0 +1,18 @@
+"""The imagery: which images there are, what each of them is, and the pixels of one rectangle at a time.
+
+The only package that opens rasters. In data-flow order:
+
+    environment   GDAL's settings: bounded cache, no network
+    header        one raster: what it is, and whether the model can use it
+    opening       all rasters of a run, out of files and folders
+    reader        decoded pixels of one rectangle, one reader a thread
+"""
+
+from __future__ import annotations
+
+from edge_infer.grid import Grid
+from edge_infer.imagery.header import GSD_TOLERANCE, Image
+from edge_infer.imagery.opening import Imagery, open_imagery
+from edge_infer.imagery.reader import Reader, Tile
+
+__all__ = ["GSD_TOLERANCE", "Grid", "Image", "Imagery", "Reader", "Tile", "open_imagery"]
