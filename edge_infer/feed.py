@@ -1,0 +1,219 @@
+"""Reader threads: each goes through its share of the tile jobs and cuts every tile's chips into the ring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edge_infer.device.host import HostMemory
+from edge_infer.errors import ReadError
+from edge_infer.imagery import Reader
+from edge_infer.plan import plan
+from edge_infer.ring import BatchRing, RingClosedError
+from edge_infer.sampler import sample
+from edge_infer.shares import JobShares
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge_infer.coverage import Coverage
+    from edge_infer.imagery import Image, Tile
+    from edge_infer.manifest import ChipContract
+    from edge_infer.plan import TileJob
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadFailure:
+    """Footprints whose pixels cannot be read, and what the reader said."""
+
+    rows: npt.NDArray[np.int64]
+    """int64, (k,): positions of the footprints."""
+    reason: str
+
+
+@dataclass(slots=True)
+class FeedWork:
+    """What the reader threads did, summed over threads."""
+
+    read_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    pixels_read: int = 0
+    """Pixels handed over by GDAL, at the decimation asked for, bands counted once."""
+    chips: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Feeder:
+    """Runs `threads` reader threads over the jobs, until all chips lie in the ring.
+
+    A block that cannot be read halves its job until only the footprints that need it are left.
+    """
+
+    images: Sequence[Image]
+    coverage: Coverage
+    contract: ChipContract
+    rows: npt.NDArray[np.int64]
+    """int64, (n,): positions of the footprints to cut chips for."""
+    ring: BatchRing
+    threads: int = 2
+    work: FeedWork = field(default_factory=FeedWork)
+    error: BaseException | None = None
+    """What ended a reader thread, other than a block that cannot be read."""
+    _jobs: JobShares = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _failures: list[ReadFailure] = field(default_factory=list)
+    _running: list[threading.Thread] = field(default_factory=list)
+    _left: int = field(init=False)
+
+    def __enter__(self) -> Feeder:
+        """Plan the jobs and start the threads."""
+        self._jobs = JobShares(self._plan(self.rows), self.threads)
+        self._left = self.threads
+        self._running = [
+            threading.Thread(target=self._run, args=(number,), name=f"reader-{number}")
+            for number in range(self.threads)
+        ]
+        for thread in self._running:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the ring and wait for the threads."""
+        self.ring.stop()
+        for thread in self._running:
+            thread.join()
+
+    def take_failures(self) -> list[ReadFailure]:
+        """Give the failures since the last call."""
+        with self._lock:
+            failures, self._failures = self._failures, []
+        return failures
+
+    def _plan(self, rows: npt.NDArray[np.int64]) -> list[TileJob]:
+        return plan(self.coverage, self.images, self.contract.chip_pixels, rows)
+
+    def _run(self, number: int) -> None:
+        try:
+            with Reader() as reader:
+                while (job := self._jobs.take(number)) is not None:
+                    self._feed(job, reader)
+        except RingClosedError:
+            pass
+        except BaseException as error:  # it is raised again in the thread that takes
+            self.error = error
+            self.ring.stop()
+        finally:
+            with self._lock:
+                self._left -= 1
+                last = self._left == 0
+            if last:
+                self.ring.close()
+
+    def _feed(self, job: TileJob, reader: Reader) -> None:
+        started = time.perf_counter()
+        try:
+            tile = reader.read(
+                self.images[job.image],
+                column=job.column,
+                row=job.row,
+                width=job.width,
+                height=job.height,
+                decimation=job.decimation,
+            )
+        except ReadError as failure:
+            self._retreat(job, reader, failure)
+            return
+        with self._lock:
+            self.work.read_seconds += time.perf_counter() - started
+            self.work.pixels_read += int(tile.pixels[0].size)
+        self._cut(job, tile)
+
+    def _retreat(self, job: TileJob, reader: Reader, failure: ReadError) -> None:
+        if len(job.rows) == 1:
+            with self._lock:
+                self._failures.append(ReadFailure(job.rows, str(failure)))
+            return
+        middle = len(job.rows) // 2
+        for half in (job.rows[:middle], job.rows[middle:]):
+            for smaller in self._plan(half):
+                self._feed(smaller, reader)
+
+    def _cut(self, job: TileJob, tile: Tile) -> None:
+        done = 0
+        while done < len(job.rows):
+            span = self.ring.claim(len(job.rows) - done)
+            end = done + len(span)
+            places = slice(span.start, span.stop)
+            started = time.perf_counter()
+            sample(
+                tile,
+                job.boxes[done:end],
+                span.slot.chips[places],
+                span.slot.valid_fraction[places],
+                value_range=self.contract.value_range,
+            )
+            seconds = time.perf_counter() - started
+            span.slot.rows[places] = job.rows[done:end]
+            self.ring.fill(span)
+            with self._lock:
+                self.work.sample_seconds += seconds
+                self.work.chips += len(span)
+            done = end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChipBatch:
+    """Some chips and whose they are; the arrays are the caller's to keep."""
+
+    chips: npt.NDArray[np.uint8]
+    """uint8, (n, S, S, C)."""
+    rows: npt.NDArray[np.int64]
+    """int64, (n,): positions of the footprints."""
+    valid_fraction: npt.NDArray[np.float32]
+    """float32, (n,)."""
+
+
+def stream_chips(
+    images: Sequence[Image],
+    coverage: Coverage,
+    contract: ChipContract,
+    rows: npt.NDArray[np.int64],
+    *,
+    batch: int = 64,
+    threads: int = 2,
+) -> Iterator[ChipBatch | ReadFailure]:
+    """Cut the chips of the footprints at `rows` just as `run` does, for those who keep chips.
+
+    Args:
+        images: the images that `coverage` refers to.
+        coverage: which image each footprint is judged on.
+        contract: what a chip is.
+        rows: int64, (n,): positions of footprints that have an image.
+        batch: most chips in one batch.
+        threads: reader threads.
+
+    Yields:
+        Batches of chips in scan order of the imagery, and the footprints that cannot be read.
+
+    """
+    ring = BatchRing.allocate(4, batch, contract.chip_shape, HostMemory())
+    with Feeder(images, coverage, contract, rows, ring, threads) as feeder:
+        while (slot := ring.take()) is not None:
+            kept = slice(0, slot.count)
+            yield ChipBatch(slot.chips[kept].copy(), slot.rows[kept].copy(), slot.valid_fraction[kept].copy())
+            ring.give_back(slot)
+            yield from feeder.take_failures()
+        if feeder.error is not None:
+            raise feeder.error
+        yield from feeder.take_failures()

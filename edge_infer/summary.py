@@ -1,0 +1,107 @@
+"""What a run did, for people and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge_infer.progress import hours, tally
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_infer.engine import EngineFacts
+    from edge_infer.results import Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTimes:
+    """Seconds by stage. Reading, sampling and the readers' waiting are summed over the reader threads."""
+
+    total: float
+    stream: float
+    """From the first job to the last commit."""
+    read: float
+    sample: float
+    commit: float
+    readers_waited: float
+    """For a free place in the ring: reading is faster than the engine."""
+    engine_waited: float
+    """For a ready batch: the engine is faster than reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """Counts over the whole output, and the times of this run."""
+
+    out: Path
+    counts: Counts
+    skipped_images: tuple[tuple[str, str], ...]
+    """Path and reason of images in a folder that could not be used."""
+    engine: EngineFacts
+    times: RunTimes
+    classified_now: int
+    """Footprints classified by this run, not by one that it resumed."""
+    pixels_read: int
+    """Pixels that GDAL handed over, bands counted once."""
+    stopped_by: str | None
+    """Signal that ended the run early."""
+    one_file: bool
+    """False where another program held the output open, so that its -wal and -shm files stay for now."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 done; 3 some footprints could not be read; 4 stopped early."""
+        if self.stopped_by is not None:
+            return 4
+        return 3 if self.counts.statuses.get("read_error") else 0
+
+    @property
+    def footprints_per_second(self) -> float:
+        """Classified footprints per second of streaming."""
+        return self.classified_now / self.times.stream if self.times.stream > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "out": str(self.out),
+            "exit_code": self.exit_code,
+            "footprints": sum(self.counts.statuses.values()),
+            "classes": dict(self.counts.classes),
+            "statuses": dict(self.counts.statuses),
+            "images": dict(self.counts.images),
+            "skipped_images": [{"path": path, "reason": reason} for path, reason in self.skipped_images],
+            "engine": asdict(self.engine),
+            "seconds": {name: round(seconds, 3) for name, seconds in asdict(self.times).items()},
+            "classified_now": self.classified_now,
+            "footprints_per_second": round(self.footprints_per_second, 2),
+            "pixels_read": self.pixels_read,
+            "stopped_by": self.stopped_by,
+            "one_file": self.one_file,
+        }
+
+    def describe(self) -> str:
+        """Several lines of text."""
+        statuses, engine, times = self.counts.statuses, self.engine, self.times
+        others = {name: number for name, number in statuses.items() if name != "ok"}
+        lines = [
+            f"{self.out}: {sum(statuses.values()):,} footprints",
+            f"  classified: {tally(self.counts.classes) or 'none'}",
+        ]
+        if others:
+            lines.append(f"  not classified: {tally(others)}")
+        lines += [f"  image skipped: {path}: {reason}" for path, reason in self.skipped_images]
+        lines.append(
+            f"engine: {engine.name} {engine.version}, {engine.precision}, batch {engine.batch}, "
+            f"on {engine.device} ({engine.why})"
+        )
+        lines.append(
+            f"time: {hours(times.total)}, {self.footprints_per_second:,.1f} footprints/s while streaming "
+            f"(read {times.read:.1f} s, sample {times.sample:.1f} s, commit {times.commit:.1f} s, "
+            f"engine waited {times.engine_waited:.1f} s)"
+        )
+        if self.stopped_by is not None:
+            lines.append(f"stopped early by {self.stopped_by}; the same command with --resume goes on")
+        if not self.one_file:
+            lines.append("another program has the output open: close it before you copy the file")
+        return "\n".join(lines)

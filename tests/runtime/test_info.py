@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from edge_infer.bundle import write_bundle
+from edge_infer.errors import BundleError, Refused
+from edge_infer.footprints import read_footprints
+from edge_infer.info import describe_file, describe_lines
+from edge_infer.output import create_output
+from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo
+
+
+@pytest.fixture
+def bundle(tmp_path, make_manifest):
+    members = {"model.onnx": bytes(3_000_000), "evaluation.json": b'{"accuracy": 0.9}'}
+    return write_bundle(tmp_path / "town.edgemodel", make_manifest(), members)
+
+
+@pytest.fixture
+def output(tmp_path):
+    """An output of three points, one still pending, whose source has a column called status already."""
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"status": "listed"},
+            "geometry": {"type": "Point", "coordinates": [x, 0]},
+        }
+        for x in range(3)
+    ]
+    source = tmp_path / "houses.geojson"
+    source.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    path = tmp_path / "classified.gpkg"
+    create_output(
+        path, source, read_footprints(source), class_names=["a", "b"], class_colors=["#000000", "#ffffff"]
+    )
+    return path
+
+
+def fill(results: Results) -> None:
+    results.start_run(
+        RunInfo(
+            model="town",
+            model_sha256="ab" * 32,
+            engine="openvino",
+            precision="fp32",
+            device="a CPU",
+            versions={"openvino": "2026.1"},
+            options={"batch": 16},
+        ),
+        [ImageInfo(path="west.tif", crs="EPSG:32615", gsd_metres=0.3, date=None)],
+    )
+    results.commit(
+        ResultRows(
+            fids=np.array([1, 2]),
+            class_index=np.array([1, -1]),
+            probabilities=np.array([[0.1, 0.9], [0, 0]], np.float32),
+            status=np.array(["ok", "no_data"], object),
+            valid_fraction=np.array([1, 0], np.float32),
+            image_index=np.array([0, 0]),
+            gsd_m=np.array([0.3, 0.3]),
+        )
+    )
+
+
+def test_bundle(bundle):
+    facts = describe_file(bundle.path)
+    assert facts["kind"] == "bundle"
+    assert facts["sha256"] == bundle.sha256
+    assert facts["classes"] == {"no visible damage": "#1a9850", "damaged": "#d73027"}
+    assert facts["contract"] == bundle.manifest.contract.to_json()
+    assert facts["members"] == {"model.onnx": 3_000_000, "evaluation.json": 17}
+    assert facts["evaluation"] == {"accuracy": 0.9}
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_lines_of_a_bundle(bundle):
+    text = "\n".join(describe_lines(describe_file(bundle.path)))
+    assert "town.edgemodel: model bundle, 3.0 MB" in text
+    assert "no visible damage, damaged" in text
+    assert "16 pixels for 30 m" in text
+    assert "model.onnx, 3.0 MB" in text
+    assert 'parity    {"chips": 8}' in text
+
+
+def test_output(output):
+    with Results.open(output) as results:
+        fill(results)
+        results.end_run({"total": 1.5})
+        results.finish()
+    before = output.read_bytes()
+    facts = describe_file(output)
+    assert facts["kind"] == "output"
+    assert (facts["layer"], facts["footprints"]) == ("houses", 3)
+    assert facts["columns"]["status"] == "edge_status"
+    assert facts["statuses"] == {"no_data": 1, "ok": 1, "pending": 1}
+    assert facts["classes"] == {"b": 1}
+    assert [run["engine"] for run in facts["runs"]] == ["openvino"]
+    assert facts["runs"][0]["options"] == {"batch": 16}
+    assert [image["path"] for image in facts["images"]] == ["west.tif"]
+    assert json.loads(json.dumps(facts)) == facts
+    text = "\n".join(describe_lines(facts))
+    assert "houses, 3 footprints" in text
+    assert "status    pending 1" in text
+    assert "town by openvino fp32 on a CPU" in text
+    assert output.read_bytes() == before
+    assert not list(output.parent.glob("classified.gpkg-*"))
+
+
+def test_output_while_a_run_goes_on(output):
+    with Results.open(output) as results:
+        fill(results)
+        facts = describe_file(output)
+        assert facts["statuses"] == {"no_data": 1, "ok": 1, "pending": 1}
+        assert any("to no end" in line for line in describe_lines(facts))
+
+
+def test_output_that_no_run_has_touched(output):
+    facts = describe_file(output)
+    assert facts["statuses"] == {"pending": 3}
+    assert facts["runs"] == []
+    assert describe_lines(facts)
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(Refused, match="cannot be read: No such file"):
+        describe_file(tmp_path / "nothing")
+
+
+def test_neither(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    with pytest.raises(BundleError, match="not a model bundle"):
+        describe_file(path)
+
+
+def test_another_database(tmp_path):
+    path = tmp_path / "other.gpkg"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE houses (fid INTEGER)")
+    with pytest.raises(Refused, match="no output of edge-infer"):
+        describe_file(path)
+
+
+def test_a_damaged_output(output):
+    content = output.read_bytes()
+    output.write_bytes(content[:2000] + bytes(len(content) - 2000))
+    with pytest.raises(Refused) as caught:
+        describe_file(output)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_schema(output):
+    with closing(sqlite3.connect(output)) as database, database:
+        database.execute("DELETE FROM edge_schema")
+    with pytest.raises(Refused, match="no output"):
+        describe_file(output)
