@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import fiona
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from click.testing import CliRunner
+from PIL import Image
+from pyproj import Transformer
+from rasterio.transform import from_origin
+
+from edge_infer.errors import ContractError, FootprintsError, ImageryError, OutputError, Refused
+from edge_infer_export.chips import ChipsRequest, cut_chips
+from edge_infer_export.cli_chips import chips as chips_command
+from edge_infer_export.dataset import read_chips
+from edge_infer_export.town import Extent
+from edge_infer_export.townfiles import LABEL_FIELD, write_town
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return write_town(tmp_path_factory.mktemp("town"), Extent(500.0, 170.0))
+
+
+@pytest.fixture
+def request_for(town, tmp_path):
+    def make(**changes: Any) -> ChipsRequest:
+        values = {
+            "imagery": (town.imagery,),
+            "footprints": town.footprints,
+            "label_field": LABEL_FIELD,
+            "out": tmp_path / "chips",
+            "chip_pixels": 64,
+        }
+        return ChipsRequest(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def small_scene(tmp_path):
+    """Write an image of 0.5 m in UTM and square footprints on it, with labels."""
+
+    def write(pixels, labels, *, mask=None, **profile):
+        count, height, width = pixels.shape
+        path = tmp_path / "image.tif"
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(
+                path, "w", driver="GTiff", width=width, height=height, count=count, dtype=pixels.dtype,
+                crs="EPSG:32615", transform=from_origin(360_000, 4_100_000, 0.5, 0.5), **profile,
+            ) as dataset,
+        ):  # fmt: skip
+            dataset.write(pixels)
+            if mask is not None:
+                dataset.write_mask(mask)
+        footprints = tmp_path / "footprints.geojson"
+        features = []
+        for place, label in enumerate(labels):
+            x, y = 360_020 + 30 * place, 4_099_980
+            ring = [(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4), (x - 4, y - 4)]
+            geometry = {"type": "Polygon", "coordinates": [ring]}
+            features.append({"type": "Feature", "properties": {"label": label}, "geometry": geometry})
+        crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32615"}}
+        footprints.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+        return {"imagery": (path,), "footprints": footprints, "label_field": "label", "ground_metres": 20.0}
+
+    return write
+
+
+def test_chips_are_pillows(town, request_for):
+    cut_chips(request_for(imagery=(town.imagery / "west.tif",)), quiet=True)
+    with rasterio.open(town.imagery / "west.tif") as image:
+        picture = Image.fromarray(np.moveaxis(image.read(), 0, -1))
+        to_image, grid = Transformer.from_crs("EPSG:4326", image.crs, always_xy=True), ~image.transform
+    found = read_chips([request_for().out])
+    with fiona.open(town.footprints) as layer:
+        footprints = {int(row.id): row for row in layer}
+    with fiona.open(request_for().out / "chips.gpkg") as index:
+        fids = [row.properties["source_fid"] for row in index]
+    whole = 0
+    for chip, target, fid in zip(found.pixels, found.targets, fids, strict=True):
+        assert found.classes[target] == footprints[fid].properties[LABEL_FIELD]
+        outline = np.array(shapely.get_coordinates(shapely.geometry.shape(footprints[fid].geometry)))
+        column, row = grid * to_image.transform(*outline.T)
+        x, y = (column.min() + column.max()) / 2, (row.min() + row.max()) / 2
+        half = 32 / 0.3 / 2 * 1.00025  # UTM's scale here
+        box = (x - half, y - half, x + half, y + half)
+        if box[0] < 0 or box[1] < 0 or box[2] > picture.width or box[3] > picture.height:
+            continue
+        wanted = np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR, box=box)).astype(int)
+        # The box is right to a hundredth of a pixel only, hence a few grey levels at edges.
+        assert np.abs(wanted - chip).mean() < 0.5
+        whole += 1
+    assert whole > 15
+
+
+def test_every_footprint_is_accounted_for(town, request_for):
+    summary = cut_chips(request_for(), quiet=True)
+    with fiona.open(town.footprints) as layer:
+        labels = [row.properties[LABEL_FIELD] for row in layer]
+    assert summary.statuses["bad_geometry"] == summary.statuses["outside_imagery"] == 1
+    assert sum(summary.statuses.values()) == len(labels)
+    assert sum(summary.classes.values()) == summary.statuses["ok"] == len(labels) - 2
+    assert summary.contract.bands == ("red", "green", "blue")
+    assert summary.contract.coarsest_gsd_metres == pytest.approx(0.3338 * 1.25, abs=0.002)
+    text = summary.describe()
+    assert "no chip: " in text
+    assert "outside_imagery 1" in text
+    facts = json.loads((request_for().out / "chips.json").read_text())
+    assert facts["statuses"] == summary.statuses
+    assert facts["options"]["label_field"] == LABEL_FIELD
+
+
+def test_where_and_places(town, request_for):
+    summary = cut_chips(request_for(where="district = 'west'"), quiet=True)
+    assert set(summary.statuses) == {"ok"}
+    assert summary.contract.coarsest_gsd_metres == pytest.approx(0.3 * 1.25, abs=0.002)
+    found = read_chips([request_for().out])
+    np.testing.assert_allclose(found.ground_metres, 32.0, atol=1e-6)
+    with fiona.open(town.footprints) as layer:
+        wests = [row for row in layer if row.properties["district"] == "west"]
+    middles = np.array(
+        [shapely.box(*shapely.geometry.shape(w.geometry).bounds).centroid.coords[0] for w in wests]
+    )
+    # The middle of the bounds in degrees is not quite that in UTM.
+    np.testing.assert_allclose(np.stack([found.longitude, found.latitude], 1), middles, atol=1e-6)
+
+
+def test_footprint_windows_grow_with_the_footprint(request_for):
+    request = request_for(window="footprint", ground_metres=24.0, context=2.0, where="district = 'west'")
+    assert cut_chips(request, quiet=True).contract.context_factor == 2.0
+    sides = read_chips([request.out]).ground_metres
+    assert sides.min() >= 24.0 - 1e-6
+    assert sides.max() > 30.0
+
+
+def test_labels_are_mapped_and_left_out(small_scene, request_for):
+    scene = small_scene(np.full((3, 80, 300), 90, np.uint8), [1, 2, None, 9], photometric="RGB")
+    with pytest.raises(Refused, match=r"label holds values without a class: '9' \(1\)"):
+        cut_chips(request_for(**scene, classes={"1": "gone", "2": "there"}), quiet=True)
+    summary = cut_chips(
+        request_for(**scene, classes={"1": "gone", "2": "there"}, ignore_labels=("9",)), quiet=True
+    )
+    assert summary.classes == {"gone": 1, "there": 1}
+    assert summary.statuses == {"ok": 2, "no_label": 1, "ignored_label": 1}
+
+
+def test_blank_imagery_gives_no_chip(small_scene, request_for):
+    mask = np.full((80, 300), 255, np.uint8)
+    mask[:, 80:] = 0  # the second footprint's window lies on it
+    scene = small_scene(np.full((3, 80, 300), 90, np.uint8), ["a", "b"], mask=mask, photometric="RGB")
+    summary = cut_chips(request_for(**scene), quiet=True)
+    assert summary.statuses == {"ok": 1, "no_data": 1}
+    assert summary.classes == {"a": 1, "b": 0}
+    every = cut_chips(request_for(**scene, min_valid=0.0, overwrite=True), quiet=True)
+    assert every.statuses == {"ok": 2}
+
+
+def test_sixteen_bits_need_a_value_range(small_scene, request_for):
+    pixels = np.stack([np.full((80, 300), value, np.uint16) for value in (100, 600, 1100, 5000)])
+    scene = small_scene(pixels, ["a"], photometric="MINISBLACK")
+    with pytest.raises(ContractError, match="--value-range LOW HIGH"):
+        cut_chips(request_for(**scene), quiet=True)
+    summary = cut_chips(request_for(**scene, value_range=(100.0, 1100.0), bands=(4, 2, 1)), quiet=True)
+    assert summary.contract.bands == ("band_4", "band_2", "band_1")
+    assert summary.contract.dtype == "uint16"
+    chip = read_chips([request_for().out]).pixels[0]
+    np.testing.assert_array_equal(chip[32, 32], [255, 128, 0])
+
+
+def test_a_broken_file_in_a_folder_is_passed_over(town, request_for, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a_broken.tif").write_bytes(b"II*\0 nothing")
+    (folder / "west.tif").write_bytes((town.imagery / "west.tif").read_bytes())
+    summary = cut_chips(request_for(imagery=(folder,), where="district = 'west'"), quiet=True)
+    assert [path for path, _ in summary.skipped_images] == [str(folder / "a_broken.tif")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"imagery": ("nothing.tif",)}, ImageryError, "nothing.tif"),
+        ({"footprints": "nothing.gpkg"}, FootprintsError, "nothing.gpkg"),
+        ({"label_field": "damage"}, FootprintsError, "damage"),
+        ({"label_field": "built"}, Refused, "say what they mean: --classes"),
+        ({"bands": (1, 2, 7)}, ContractError, "--bands says 1, 2, 7"),
+        ({"where": "district = 'north'"}, Refused, "no footprint gives a chip"),
+        ({"coarsest_gsd_metres": 0.1}, Refused, "no footprint gives a chip .*too_coarse"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_before_anything_is_written(
+    request_for, tmp_path, changes, error, text
+):
+    for name in ("imagery", "footprints"):
+        if name in changes:
+            value = changes[name]
+            changes[name] = tmp_path / value if isinstance(value, str) else tuple(tmp_path / v for v in value)
+    with pytest.raises(error, match=text) as refusal:
+        cut_chips(request_for(**changes), quiet=True)
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_chips_are_kept(request_for):
+    cut_chips(request_for(where="district = 'west'"), quiet=True)
+    with pytest.raises(OutputError, match="--overwrite"):
+        cut_chips(request_for(), quiet=True)
+
+
+def test_the_command_says_what_it_did(town, tmp_path):
+    out = tmp_path / "chips"
+    arguments = ["--imagery", town.imagery, "--footprints", town.footprints, "--label-field", LABEL_FIELD]
+    arguments += [
+        "--out",
+        out,
+        "--chip-pixels",
+        32,
+        "--classes",
+        "damaged=bad,no_visible_damage=good",
+        "--quiet",
+    ]
+    result = CliRunner().invoke(chips_command, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "chips of 32 pixels, 32 m (fixed), red, green, blue" in result.output
+    assert read_chips([out]).classes == ("bad", "good")
+    wrong = CliRunner().invoke(chips_command, [*map(str, arguments), "--bands", "red"])
+    assert wrong.exit_code == 2
+    assert "wanted numbers" in wrong.output
