@@ -22,7 +22,7 @@ WindowMode = Literal["fixed", "footprint"]
 SourceDtype = Literal["uint8", "uint16"]
 
 MAX_BANDS = 16
-"""The native sampler keeps one accumulator per band on the stack."""
+"""More than any sensor that buildings are judged by; bounds the memory of a chip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
