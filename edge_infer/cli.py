@@ -85,7 +85,10 @@ def commands() -> None:
 @click.option("--layer", help="Layer of the footprints, where the source holds several.")
 @click.option("--where", help="Only footprints for which this OGR SQL condition holds.")
 @click.option("--imagery-crs", help="CRS of images that carry none, such as EPSG:32615.")
-@click.option("--footprints-crs", help="CRS of footprints that carry none.")
+@click.option(
+    "--footprints-crs",
+    help="CRS of the footprints, in place of what they say (GeoJSON always says EPSG:4326).",
+)
 @click.option("--bands", help="Band numbers in the model's order, such as 3,2,1; else by their names.")
 @click.option(
     "--engine",
@@ -112,7 +115,11 @@ def commands() -> None:
     show_default=True,
     help="A footprint whose window holds less valid imagery than this share gets the status no_data.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the footprints that are still pending in --out.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with what is pending or could not be read in --out; begin where there is no --out.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")

@@ -7,7 +7,8 @@ EdgeInferError            1  anything else
 │   ├── BundleError          the model bundle is broken or not a bundle
 │   ├── ContractError        model and imagery do not fit together
 │   ├── EngineError          the engine that was asked for is not to be had
-│   └── OutputError          the output cannot be written, or would overwrite
+│   └── OutputError          the output cannot be written, or would overwrite something
+│       └── OutputChanged       another program changed the output while it was being filled in
 ├── ReadError             -  one block of an image cannot be read (its footprints get `read_error`)
 └── Stopped               4  stopped early in a clean state; `--resume` goes on
 
@@ -53,6 +54,10 @@ class EngineError(Refused):
 
 class OutputError(Refused):
     """The output cannot be written, or would overwrite something."""
+
+
+class OutputChanged(OutputError):
+    """Another program took rows or the log from the output, so that this run cannot go on with it."""
 
 
 class ReadError(EdgeInferError):

@@ -45,7 +45,6 @@ class FeedWork:
     sample_seconds: float = 0.0
     pixels_read: int = 0
     """Pixels handed over by GDAL, at the decimation asked for, bands counted once."""
-    chips: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +78,12 @@ class Feeder:
             threading.Thread(target=self._run, args=(number,), name=f"reader-{number}")
             for number in range(self.threads)
         ]
-        for thread in self._running:
-            thread.start()
+        try:
+            for thread in self._running:
+                thread.start()
+        except BaseException:  # the system may refuse another thread; those that run must not wait for ever
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -90,9 +93,13 @@ class Feeder:
         trace: TracebackType | None,
     ) -> None:
         """Stop the ring and wait for the threads."""
+        self._end()
+
+    def _end(self) -> None:
         self.ring.stop()
         for thread in self._running:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def take_failures(self) -> list[ReadFailure]:
         """Give the failures since the last call."""
@@ -121,6 +128,8 @@ class Feeder:
                 self.ring.close()
 
     def _feed(self, job: TileJob, reader: Reader) -> None:
+        if self.ring.stopped:  # a job that cannot be read claims nothing, and would not notice
+            raise RingClosedError
         started = time.perf_counter()
         try:
             tile = reader.read(
@@ -168,7 +177,6 @@ class Feeder:
             self.ring.fill(span)
             with self._lock:
                 self.work.sample_seconds += seconds
-                self.work.chips += len(span)
             done = end
 
 

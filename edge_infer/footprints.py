@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-LOCAL_ARCHIVES = ("/vsizip/", "/vsitar/", "/vsigzip/")
-"""GDAL's names for what lies inside a local archive; its other virtual paths lead to the network."""
 
 ARCHIVES_OF_ONE_DRIVER = (".shp.zip", ".gdb.zip")
 """GDAL opens these as they are; any other zip is looked into."""
@@ -151,8 +148,10 @@ def open_layer(path: str | os.PathLike[str], layer: str | None = None) -> Vector
 def _open_dataset(path: str | os.PathLike[str]) -> tuple[str, list[tuple[str, str | None]]]:
     """Return GDAL's name of the data source, and its tables as (name, geometry type or None)."""
     text = os.fspath(path)
-    if not (text.startswith(LOCAL_ARCHIVES) or Path(text).exists()):
-        raise FootprintsError(f"there is no file {text}; give a vector file that lies on this machine")
+    if not os.path.exists(text):  # noqa: PTH110 - Path.exists raises where a folder may not be looked into
+        raise FootprintsError(
+            f"there is no file {text}, or it may not be read; give a vector file on this machine"
+        )
     datasets = _dataset_names(text)
     for dataset in datasets:
         with suppress(FootprintsError), _reading(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from contextlib import contextmanager
@@ -64,11 +65,16 @@ def reporting(path: Path) -> Iterator[None]:
     """Turn errors of SQLite and of the file system into one line."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except sqlite3.Error as error:
         raise OutputError(_explain(path, str(error))) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "full" if full else error.strerror or str(error)
+        raise OutputError(_explain(path, reason)) from error
 
 
 def _explain(path: Path, reason: str) -> str:
+    """Say what to do; `reason` is SQLite's or the system's own text, without the path."""
     if "locked" in reason:
         return f"{path} is locked by another program; close it there"
     if "full" in reason:

@@ -1,14 +1,17 @@
-"""SIGINT and SIGTERM as a wish to stop, not as an exception in the middle of something."""
+"""SIGINT and SIGTERM as a wish to stop in a clean state."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edge_infer.errors import Stopped
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -16,14 +19,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(slots=True)
 class StopSignals:
-    """While entered, the first signal calls `stop`; a second one ends the process as it always did.
+    """While entered, the first signal raises `Stopped`, or calls what `told` names instead.
 
-    Python delivers signals to the main thread only; entered elsewhere this does nothing.
+    A second signal ends the process as it always did. Python delivers signals to the main thread only;
+    entered elsewhere this does nothing.
     """
 
-    stop: Callable[[], None]
     received: str | None = None
     """Name of the signal, such as SIGTERM."""
+    _tell: Callable[[], None] | None = None
     _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> StopSignals:
@@ -41,10 +45,21 @@ class StopSignals:
         """Give the signals back."""
         self._restore()
 
+    @contextmanager
+    def told(self, tell: Callable[[], None]) -> Iterator[None]:
+        """While entered, a signal calls `tell` (from the main thread, between two of its steps)."""
+        self._tell = tell
+        try:
+            yield
+        finally:
+            self._tell = None
+
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         self._restore()
-        self.stop()
+        if self._tell is None:
+            raise Stopped(f"stopped by {self.received} before anything was classified; --resume begins again")
+        self._tell()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -65,6 +65,8 @@ class Ledger:
             probabilities=np.zeros((len(rows), len(self.classes)), np.float32),
             valid=np.full(len(rows), np.nan, np.float32),
         )
+        if self._due():
+            self.commit()
 
     def commit(self) -> None:
         """Write all that waits, durably, and say so."""
@@ -111,7 +113,7 @@ def _joined(parts: list[ResultRows]) -> ResultRows:
     return ResultRows(
         fids=np.concatenate([part.fids for part in parts]),
         class_index=np.concatenate([part.class_index for part in parts]),
-        probabilities=np.concatenate([p.probabilities for p in parts if p.probabilities is not None]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
         status=np.concatenate([part.status for part in parts]),
         valid_fraction=np.concatenate([part.valid_fraction for part in parts]),
         image_index=np.concatenate([part.image_index for part in parts]),

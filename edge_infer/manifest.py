@@ -190,7 +190,8 @@ def _is_rfc3339(text: str) -> bool:
     if not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", text):
         return False
     try:
-        # Python 3.10 does not know the letter Z.
-        return datetime.fromisoformat(re.sub("Z$", "+00:00", text)).tzinfo is not None
+        # Python 3.10 knows neither the letter Z nor every fraction of a second.
+        whole = re.sub(r"\.\d+", "", text)
+        return datetime.fromisoformat(re.sub("Z$", "+00:00", whole)).tzinfo is not None
     except ValueError:
         return False

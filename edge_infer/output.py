@@ -26,7 +26,7 @@ from edge_infer.style import Family, legend, qml, sld
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from edge_infer.footprints import Footprints, VectorLayer
 
@@ -37,9 +37,9 @@ TABLES = """
 CREATE TABLE edge_schema (schema TEXT NOT NULL);
 CREATE TABLE edge_runs (
     run_id INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
-    engine TEXT NOT NULL, precision TEXT NOT NULL, device TEXT NOT NULL, versions TEXT NOT NULL,
-    options TEXT NOT NULL, images TEXT NOT NULL, columns TEXT NOT NULL, started DATETIME NOT NULL,
-    ended DATETIME, counts TEXT, times TEXT);
+    engine TEXT NOT NULL, precision TEXT NOT NULL, device TEXT NOT NULL, why TEXT NOT NULL,
+    versions TEXT NOT NULL, options TEXT NOT NULL, images TEXT NOT NULL, columns TEXT NOT NULL,
+    started DATETIME NOT NULL, ended DATETIME, counts TEXT, times TEXT);
 CREATE TABLE edge_images (
     image_id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, crs TEXT NOT NULL,
     gsd_m REAL NOT NULL, date TEXT, footprints INTEGER);
@@ -54,8 +54,18 @@ UNLISTED_TABLES = ("edge_schema",)
 """Of no interest to a GIS; the other tables are registered, as QGIS ignores what is not."""
 
 
-def refuse_output(out: Path, source: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Raise `OutputError` for every reason not to write `out` that can be seen beforehand."""
+def refuse_output(out: Path, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bool) -> None:
+    """Raise `OutputError` for every reason not to write `out` that can be seen beforehand.
+
+    `inputs` are the files that the run reads; none of them may be replaced.
+    """
+    try:
+        _refuse(out, inputs, overwrite=overwrite)
+    except OSError as error:  # a folder that may not be looked into, a name that is too long
+        raise OutputError(f"{out} cannot be written: {error.strerror}; choose another place") from error
+
+
+def _refuse(out: Path, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bool) -> None:
     folder = out.absolute().parent
     if out.suffix.lower() != ".gpkg":
         raise OutputError(f"the output is a GeoPackage, but {out} does not end in .gpkg; name it so")
@@ -67,8 +77,8 @@ def refuse_output(out: Path, source: str | os.PathLike[str], *, overwrite: bool)
         return
     if not out.is_file():
         raise OutputError(f"{out} is no file; choose another name for the output")
-    if Path(source).exists() and out.samefile(source):
-        raise OutputError(f"{out} holds the footprints themselves; choose another name for the output")
+    if any(Path(path).exists() and out.samefile(path) for path in inputs):
+        raise OutputError(f"{out} is an input of this run; choose another name for the output")
     if not overwrite:
         raise OutputError(f"{out} exists; go on with it (--resume), replace it (--overwrite) or name another")
 
@@ -90,7 +100,7 @@ def create_output(
     gets the feature id k + 1. The output has its CRS. Colours are #rrggbb, one for each class.
     `OutputError` where `out` cannot be written, or exists and `overwrite` is not set.
     """
-    refuse_output(out, source, overwrite=overwrite)
+    refuse_output(out, [source], overwrite=overwrite)
     found = open_layer(source, layer)
     schema = Schema.plan(
         found.name,

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_infer.errors import Refused
+
 if TYPE_CHECKING:
     from edge_infer.engine import EngineChoice, PrecisionChoice
 
-NOT_THE_RESULT = frozenset({"out", "engine", "batch", "threads", "resume", "overwrite"})
-"""Options that may differ between a run and its resumption, because no label depends on them."""
+NOT_THE_RESULT = frozenset({"bundle", "out", "engine", "batch", "threads", "resume", "overwrite"})
+"""Options that may differ between a run and its resumption: no label depends on them, and the bundle is
+compared by content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,21 @@ class RunRequest:
     min_valid: float = 0.5
     resume: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other or mean nothing."""
+        if not 0 <= self.min_valid <= 1:
+            raise Refused(f"--min-valid is a share of the window, 0 to 1, got {self.min_valid}")
+        if self.resume and self.overwrite:
+            raise Refused("--resume keeps the output and --overwrite replaces it; give one of them")
+        about_footprints = {
+            "--layer": self.layer,
+            "--where": self.where,
+            "--footprints-crs": self.footprints_crs,
+        }
+        idle = [name for name, value in about_footprints.items() if value is not None]
+        if self.footprints is None and idle:
+            raise Refused(f"{', '.join(idle)} says something of footprints; name them with --footprints")
 
     def options(self) -> dict[str, Any]:
         """All options as JSON values, for the record; paths are absolute."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_infer import geopackage
-from edge_infer.errors import OutputError
+from edge_infer.errors import OutputChanged, OutputError
 from edge_infer.schema import STATUSES, Schema, quoted
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class ResultRows:
     """Shape (k,): feature ids in the output."""
     class_index: NDArray[np.int64]
     """Shape (k,): position in the model's classes; -1 unless the status is ok."""
-    probabilities: NDArray[np.float32] | None
-    """Shape (k, K); rows whose status is not ok are ignored. None where no row is ok."""
+    probabilities: NDArray[np.float32]
+    """Shape (k, K); rows whose status is not ok are ignored."""
     status: NDArray[Any]
     """Shape (k,): one of `STATUSES` each, as text."""
     valid_fraction: NDArray[np.float32]
@@ -66,9 +66,7 @@ class ResultRows:
         ok = self.status == "ok"
         if not np.array_equal(ok, self.class_index >= 0):
             raise ValueError("a row has a class exactly if its status is ok")
-        if self.probabilities is None and ok.any():
-            raise ValueError("rows that are ok need probabilities")
-        if self.probabilities is not None and len(self.probabilities) != len(self.fids):
+        if len(self.probabilities) != len(self.fids):
             raise ValueError(f"probabilities must have {len(self.fids)} rows, got {len(self.probabilities)}")
 
 
@@ -81,6 +79,8 @@ class RunInfo:
     engine: str
     precision: str
     device: str
+    why: str
+    """How engine and precision were chosen."""
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     """JSON values."""
@@ -158,37 +158,22 @@ class Results:
         """Let go of the file. What was committed stays; `finish` comes before this where nothing failed."""
         self._database.close()
 
-    @property
-    def layer(self) -> str:
-        """Name of the footprints' layer."""
-        return self.schema.layer
-
-    @property
-    def pending_where(self) -> str:
-        """Filter that finds the pending rows, in SQL."""
-        return f"{quoted(self.schema.columns['status'])} = 'pending'"
-
     def pending_rows(self) -> NDArray[np.int64]:
         """Feature ids of the rows still to do, ascending, shape (n,)."""
-        fid = quoted(self.schema.fid_column)
+        fid, status = quoted(self.schema.fid_column), quoted(self.schema.columns["status"])
         with geopackage.reporting(self.path):
             rows = self._database.execute(
-                f"SELECT {fid} FROM {quoted(self.layer)} WHERE {self.pending_where} ORDER BY {fid}"  # noqa: S608
+                f"SELECT {fid} FROM {quoted(self.schema.layer)} WHERE {status} = 'pending' ORDER BY {fid}"  # noqa: S608
             )
             return np.fromiter((fid for (fid,) in rows), dtype=np.int64)
 
-    def last_run(self) -> dict[str, Any] | None:
-        """Return the newest row of `edge_runs`, JSON decoded; None before the first run.
-
-        A resumed run compares `model_sha256`, `options` and `images` (a list of paths) with its own.
-        """
-        with geopackage.reporting(self.path), closing(self._database.cursor()) as cursor:
-            row = cursor.execute("SELECT * FROM edge_runs ORDER BY run_id DESC LIMIT 1").fetchone()
-            names = [name for name, *_ in cursor.description]
-        if row is None:
-            return None
-        run = dict(zip(names, row, strict=True))
-        return run | {name: json.loads(run[name]) for name in JSON_COLUMNS if run[name] is not None}
+    def retry_unread(self) -> None:
+        """Make rows pending again whose image could not be read: the disk may be back."""
+        status = quoted(self.schema.columns["status"])
+        with geopackage.reporting(self.path), geopackage.transaction(self._database):
+            self._database.execute(
+                f"UPDATE {quoted(self.schema.layer)} SET {status} = 'pending' WHERE {status} = 'read_error'"  # noqa: S608
+            )
 
     def start_run(self, run: RunInfo, images: Sequence[ImageInfo]) -> int:
         """Record that a run begins on these images; returns its id in `edge_runs`."""
@@ -201,14 +186,15 @@ class Results:
                 [(image.path, image.crs, image.gsd_metres, image.date) for image in images],
             )
             cursor = self._database.execute(
-                "INSERT INTO edge_runs (model, model_sha256, engine, precision, device, versions, options,"
-                " images, columns, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO edge_runs (model, model_sha256, engine, precision, device, why, versions,"
+                " options, images, columns, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     run.model,
                     run.model_sha256,
                     run.engine,
                     run.precision,
                     run.device,
+                    run.why,
                     _json(dict(run.versions)),
                     _json(dict(run.options)),
                     _json(self._image_paths),
@@ -230,14 +216,14 @@ class Results:
             return
         values = self._values(rows)
         if self._find_log() != self._log_id:
-            raise OutputError(
+            raise OutputChanged(
                 f"{self.path} lost its log to another program, and with it the last results; "
                 "close that program before going on"
             )
         with geopackage.reporting(self.path), geopackage.transaction(self._database):
             written = self._database.executemany(self._update, values).rowcount
             if written != len(values):
-                raise OutputError(
+                raise OutputChanged(
                     f"{self.path} has lost {len(values) - written} of its footprints while the run went on; "
                     "leave them in place, and start again with --overwrite"
                 )
@@ -251,16 +237,13 @@ class Results:
 
     def _values(self, rows: ResultRows) -> list[tuple[Any, ...]]:
         """Values of the UPDATE, row by row; NaN becomes NULL."""
-        count, classes = len(rows.fids), self.schema.classes
-        columns: list[list[Any]] = [[None] * count for _ in classes]
-        confidence: list[Any] = [None] * count
-        if rows.probabilities is not None:
-            if rows.probabilities.shape[1] != len(classes):
-                raise ValueError(f"{len(classes)} probabilities wanted, got {rows.probabilities.shape[1]}")
-            ok = rows.class_index >= 0
-            rounded = np.where(ok[:, None], rows.probabilities.astype(np.float64).round(DECIMALS), np.nan)
-            columns = [_nullable(column) for column in rounded.T]
-            confidence = _nullable(rounded[np.arange(count), rows.class_index])
+        classes = self.schema.classes
+        if rows.probabilities.shape[1] != len(classes):
+            raise ValueError(f"{len(classes)} probabilities wanted, got {rows.probabilities.shape[1]}")
+        ok = rows.class_index >= 0
+        rounded = np.where(ok[:, None], rows.probabilities.astype(np.float64).round(DECIMALS), np.nan)
+        columns = [_nullable(column) for column in rounded.T]
+        confidence = _nullable(rounded[np.arange(len(rows.fids)), rows.class_index])
         labels = [classes[index] if index >= 0 else None for index in rows.class_index.tolist()]
         images = [self._image_paths[index] if index >= 0 else None for index in rows.image_index.tolist()]
         valid = _nullable(rows.valid_fraction.astype(np.float64).round(DECIMALS))
@@ -284,7 +267,7 @@ class Results:
         names = ", ".join(quoted(self.schema.columns[name]) for name in ("status", "class_label", "image"))
         with geopackage.reporting(self.path):
             groups = self._database.execute(
-                f"SELECT {names}, COUNT(*) FROM {quoted(self.layer)} GROUP BY 1, 2, 3"  # noqa: S608
+                f"SELECT {names}, COUNT(*) FROM {quoted(self.schema.layer)} GROUP BY 1, 2, 3"  # noqa: S608
             ).fetchall()
         statuses: Counter[str] = Counter()
         classes: Counter[str | None] = Counter()
@@ -319,7 +302,7 @@ class Results:
                 [(number, path) for path, number in counts.images.items()],
             )
             self._database.execute(
-                "UPDATE gpkg_contents SET last_change = ? WHERE table_name = ?", (now, self.layer)
+                "UPDATE gpkg_contents SET last_change = ? WHERE table_name = ?", (now, self.schema.layer)
             )
         return counts
 
@@ -372,12 +355,27 @@ def read_schema(path: Path) -> Schema:
     return Schema.from_json(row[0])
 
 
+def read_last_run(path: Path) -> dict[str, Any] | None:
+    """Return the newest row of an output's `edge_runs`, JSON decoded; None before the first run.
+
+    A resumed run compares `model_sha256`, `options` and `images` (a list of paths) with its own.
+    """
+    with geopackage.reporting(path), closing(geopackage.connect(path)) as database:
+        cursor = database.execute("SELECT * FROM edge_runs ORDER BY run_id DESC LIMIT 1")
+        row = cursor.fetchone()
+        names = [name for name, *_ in cursor.description]
+    if row is None:
+        return None
+    run = dict(zip(names, row, strict=True))
+    return run | {name: json.loads(run[name]) for name in JSON_COLUMNS if run[name] is not None}
+
+
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)  # ASCII: paths may hold bytes that are no text
 
 
 def _now() -> str:

@@ -154,10 +154,13 @@ class BatchRing:
             self.waits.engine_seconds += time.perf_counter() - started
             return self._ready.popleft() if self._ready else None
 
-    def ready(self) -> bool:
-        """Whether `take` would answer at once."""
+    def wait(self, most_seconds: float) -> bool:
+        """Whether `take` would answer at once; waits for that, at most `most_seconds`."""
         with self._changed:
-            return bool(self._ready) or self._ended()
+            started = time.perf_counter()
+            answer = self._changed.wait_for(lambda: bool(self._ready) or self._ended(), most_seconds)
+            self.waits.engine_seconds += time.perf_counter() - started
+            return answer
 
     def give_back(self, slot: BatchSlot) -> None:
         """Free a slot that `take` gave."""
@@ -167,6 +170,11 @@ class BatchRing:
             self._changed.notify_all()
 
     # --- either side ---
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
 
     def stop(self) -> None:
         """End early: waiting feeders get `RingClosedError`; slots that are ready can still be taken."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_infer.progress import hours, tally
@@ -30,6 +31,27 @@ class RunTimes:
     """For a ready batch: the engine is faster than reading."""
 
 
+@dataclass(slots=True)
+class ReadFailures:
+    """Counts footprints whose pixels could not be read, with one reason for each image."""
+
+    paths: tuple[str, ...]
+    """Of the images, by index."""
+    _counts: Counter[int] = field(default_factory=Counter)
+    _reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, image: int, footprints: int, reason: str) -> None:
+        """Add footprints that image number `image` failed."""
+        self._counts[image] += footprints
+        self._reasons.setdefault(image, reason)
+
+    def summary(self) -> tuple[tuple[str, int, str], ...]:
+        """Path, footprints and first reason of each image that failed."""
+        return tuple(
+            (self.paths[image], number, self._reasons[image]) for image, number in self._counts.items()
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """Counts over the whole output, and the times of this run."""
@@ -38,6 +60,8 @@ class RunSummary:
     counts: Counts
     skipped_images: tuple[tuple[str, str], ...]
     """Path and reason of images in a folder that could not be used."""
+    read_failures: tuple[tuple[str, int, str], ...]
+    """Path, footprints and first reason of images that could not be read everywhere, in this run."""
     engine: EngineFacts
     times: RunTimes
     classified_now: int
@@ -52,9 +76,14 @@ class RunSummary:
     @property
     def exit_code(self) -> int:
         """0 done; 3 some footprints could not be read; 4 stopped early."""
-        if self.stopped_by is not None:
+        if self.stopped_early:
             return 4
         return 3 if self.counts.statuses.get("read_error") else 0
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether a signal left footprints to do."""
+        return self.stopped_by is not None and self.counts.statuses.get("pending", 0) > 0
 
     @property
     def footprints_per_second(self) -> float:
@@ -71,6 +100,10 @@ class RunSummary:
             "statuses": dict(self.counts.statuses),
             "images": dict(self.counts.images),
             "skipped_images": [{"path": path, "reason": reason} for path, reason in self.skipped_images],
+            "read_failures": [
+                {"path": path, "footprints": number, "reason": reason}
+                for path, number, reason in self.read_failures
+            ],
             "engine": asdict(self.engine),
             "seconds": {name: round(seconds, 3) for name, seconds in asdict(self.times).items()},
             "classified_now": self.classified_now,
@@ -90,6 +123,12 @@ class RunSummary:
         ]
         if others:
             lines.append(f"  not classified: {tally(others)}")
+        if others.get("outside_imagery") == sum(statuses.values()):
+            lines.append("  no footprint lies on the imagery: check the CRS of both (edge-infer run --help)")
+        lines += [
+            f"  not readable for {number:,} footprints, --resume tries again: {reason}"
+            for _, number, reason in self.read_failures
+        ]
         lines += [f"  image skipped: {path}: {reason}" for path, reason in self.skipped_images]
         lines.append(
             f"engine: {engine.name} {engine.version}, {engine.precision}, batch {engine.batch}, "
@@ -97,10 +136,10 @@ class RunSummary:
         )
         lines.append(
             f"time: {hours(times.total)}, {self.footprints_per_second:,.1f} footprints/s while streaming "
-            f"(read {times.read:.1f} s, sample {times.sample:.1f} s, commit {times.commit:.1f} s, "
-            f"engine waited {times.engine_waited:.1f} s)"
+            f"(read {times.read:.1f} s, sample {times.sample:.1f} s, commit {times.commit:.1f} s; "
+            f"waited: engine {times.engine_waited:.1f} s, readers {times.readers_waited:.1f} s)"
         )
-        if self.stopped_by is not None:
+        if self.stopped_early:
             lines.append(f"stopped early by {self.stopped_by}; the same command with --resume goes on")
         if not self.one_file:
             lines.append("another program has the output open: close it before you copy the file")

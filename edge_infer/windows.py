@@ -63,8 +63,9 @@ def ground_windows(
 
     bounds: (n, 4), as `pixel_bounds`; metres: (n, 2), as `metres_per_pixel` at the middle of the bounds.
     `fixed` mode: side `ground_metres`. `footprint` mode: the longer side of the bounds on the ground times
-    `context_factor`, and at least `ground_metres`.
+    `context_factor`, and at least `ground_metres`. NaN where a pixel has no extent on the ground.
     """
+    metres = np.where(metres > 0, metres, np.nan)  # at a pole, a step along the columns goes nowhere
     side = np.full(len(bounds), contract.ground_metres)
     if contract.window_mode == "footprint":
         extent = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)

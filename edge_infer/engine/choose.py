@@ -18,7 +18,6 @@ def open_engine(
     engine: EngineChoice = "auto",
     precision: PrecisionChoice = "auto",
     batch: int | None = None,
-    threads: int | None = None,
 ) -> Engine:
     """Open the engine that was asked for, or the best of those present for `auto`.
 
@@ -31,14 +30,13 @@ def open_engine(
     from edge_infer.engine.openvino import DEFAULT_BATCH, OpenVinoEngine
 
     member, taken, why = choose_model(bundle, precision)
-    asked = "asked for" if engine == "openvino" else "the engine of machines without an NVIDIA GPU"
+    asked = "asked for" if engine == "openvino" else "the only engine of this version"
     return OpenVinoEngine(
         bundle.read(member),
         bundle.manifest.contract.chip_shape,
         batch=batch or DEFAULT_BATCH,
         precision=taken,
         why=f"openvino: {asked}; {why}",
-        threads=threads,
     )
 
 

@@ -34,7 +34,6 @@ class OpenVinoEngine:
         batch: int = DEFAULT_BATCH,
         precision: Precision,
         why: str,
-        threads: int | None = None,
     ) -> None:
         """Compile the model for batches of `batch` chips of `chip_shape` (S, S, C).
 
@@ -44,7 +43,6 @@ class OpenVinoEngine:
             batch: chips in one batch; tail batches are padded to it.
             precision: what the file is (`int8` has Q/DQ nodes, `fp32` none).
             why: how the choice was made, kept in the facts.
-            threads: inference threads; None leaves the choice to OpenVINO.
 
         Raises:
             EngineError: OpenVINO cannot compile the model, or its input or output is not ours.
@@ -56,8 +54,6 @@ class OpenVinoEngine:
             # Left alone, CPUs with bfloat16 would use it unasked.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(io.BytesIO(model_onnx))
             model.reshape({"chips": [batch, *chip_shape]})

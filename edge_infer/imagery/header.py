@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -191,7 +192,8 @@ def _read_date(dataset: rasterio.DatasetReader) -> str | None:
 
 def _to_iso(text: str) -> str | None:
     try:
-        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        # Python 3.10 knows neither the letter Z nor every fraction of a second.
+        moment = datetime.fromisoformat(re.sub(r"[.,]\d+", "", text.strip()).replace("Z", "+00:00"))
     except ValueError:
         return None
     if moment.tzinfo is not None:

@@ -106,16 +106,17 @@ def _find_rasters(paths: Sequence[str | Path]) -> dict[Path, bool]:
         raise ImageryError("no imagery is named; name a raster or a folder of rasters")
     found: dict[Path, bool] = {}
     for path in map(Path, paths):
-        if path.is_dir():
+        # os.path: unlike Path's methods these answer False where a folder may not be looked into.
+        if os.path.isdir(path):  # noqa: PTH112
             inside = _list_folder(path)
             if not inside:
                 raise ImageryError(f"the folder {path} holds no raster ({' '.join(RASTER_SUFFIXES)})")
             for raster in inside:
                 found.setdefault(raster, False)
-        elif path.exists():
+        elif os.path.exists(path):  # noqa: PTH110
             found[path.resolve()] = True
         else:
-            raise ImageryError(f"{path} does not exist; name a raster or a folder of rasters")
+            raise ImageryError(f"{path} does not exist, or may not be read; name a raster or a folder")
     return found
 
 

@@ -87,7 +87,14 @@ def test_commit(benchmark: BenchmarkFixture, source: Path, tmp_path: Path, order
     probabilities = np.random.default_rng(0).dirichlet([1.0, 1.0], COUNT).astype(np.float32)
     with Results.open(out) as results:
         run = RunInfo(
-            model="m", model_sha256="0", engine="e", precision="p", device="d", versions={}, options={}
+            model="m",
+            model_sha256="0",
+            engine="e",
+            precision="p",
+            device="d",
+            why="w",
+            versions={},
+            options={},
         )
         results.start_run(run, [])
 

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ import fiona
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 import shapely.geometry
 from rasterio.transform import from_origin
@@ -24,13 +26,16 @@ from rasterio.warp import transform_geom
 from rasterio.windows import from_bounds
 
 from edge_infer.classify import classify
-from edge_infer.errors import OutputError
+from edge_infer.engine.openvino import OpenVinoEngine
+from edge_infer.errors import EdgeInferError, OutputError, ReadError, Refused, Stopped
+from edge_infer.imagery import Reader
 from edge_infer.manifest import ChipContract
 from edge_infer.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_infer.imagery import Image, Tile
     from edge_infer.summary import RunSummary
 
 WEST, NORTH, GSD = 360_000.0, 4_100_000.0, 0.5
@@ -379,6 +384,147 @@ def test_resume_of_a_finished_run_changes_nothing(
     summary = run(tmp_path, bundle, image, resume=True)
     assert (summary.exit_code, summary.classified_now) == (0, 0)
     assert read_rows(tmp_path / "out.gpkg") == rows
+
+
+def test_resume_refuses_other_images(
+    tmp_path: Path, town: list[shapely.Polygon], make_bundle: Callable[..., Path]
+) -> None:
+    bundle, folder = make_bundle(), tmp_path / "images"
+    folder.mkdir()
+    write_checkerboard(folder / "b.tif")
+    run(tmp_path, bundle, folder)
+    write_checkerboard(folder / "a.tif")
+    with pytest.raises(OutputError, match=r"the images differ in .*a\.tif"):
+        run(tmp_path, bundle, folder, resume=True)
+
+
+def test_resume_refuses_an_output_with_rows_taken_out(
+    tmp_path: Path, town: list[shapely.Polygon], make_bundle: Callable[..., Path]
+) -> None:
+    bundle, image = make_bundle(), tmp_path / "image.tif"
+    run(tmp_path, bundle, image)
+    with sqlite3.connect(tmp_path / "out.gpkg") as database:
+        for name in ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY"):
+            database.create_function(name, 1, lambda _: 0)
+        database.execute("DELETE FROM houses WHERE fid = 7")
+    database.close()
+    with pytest.raises(OutputError, match="lost or gained rows"):
+        run(tmp_path, bundle, image, resume=True)
+
+
+def test_resume_tries_again_what_could_not_be_read(
+    tmp_path: Path, town: list[shapely.Polygon], make_bundle: Callable[..., Path]
+) -> None:
+    bundle = make_bundle()
+    image = write_checkerboard(tmp_path / "image.tif", compress="DEFLATE")
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    broken = run(tmp_path, bundle, image)
+    assert broken.exit_code == 3
+    ((path, failed, reason),) = broken.read_failures
+    assert (path, failed) == (str(image), broken.counts.statuses["read_error"])
+    assert str(image) in reason
+    assert "--resume tries again" in broken.describe()
+    image.write_bytes(whole)
+    mended = run(tmp_path, bundle, image, resume=True)
+    assert (mended.exit_code, mended.classified_now) == (0, failed)
+    run(tmp_path, bundle, image, out=tmp_path / "at_once.gpkg")
+    assert read_rows(tmp_path / "out.gpkg") == read_rows(tmp_path / "at_once.gpkg")
+
+
+def test_a_signal_is_heard_while_nothing_can_be_read(
+    tmp_path: Path,
+    town: list[shapely.Polygon],
+    make_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: Reader, image: Image, **rectangle: int) -> Tile:
+        time.sleep(0.05)  # a disk that is gone takes its time
+        raise ReadError(f"{image.path}: the disk is gone")
+
+    monkeypatch.setattr(Reader, "read", fail)
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGTERM])
+    timer.start()
+    started = time.monotonic()
+    summary = run(tmp_path, make_bundle(), tmp_path / "image.tif", threads=1)
+    assert time.monotonic() - started < 6  # all 287 reads would take 14 s
+    assert (summary.exit_code, summary.stopped_by) == (4, "SIGTERM")
+    assert summary.counts.statuses["read_error"] > 0
+    assert summary.counts.statuses["pending"] > 0
+
+
+def test_a_signal_before_the_first_result_leaves_no_half_made_output(
+    tmp_path: Path,
+    town: list[shapely.Polygon],
+    make_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edge_infer.output._add_columns", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run(tmp_path, make_bundle(), tmp_path / "image.tif")
+    assert not list(tmp_path.glob("out.gpkg*"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_reader_that_dies_ends_the_run_with_its_error(
+    tmp_path: Path,
+    town: list[shapely.Polygon],
+    make_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edge_infer.feed.sample", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, make_bundle(), tmp_path / "image.tif")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader-")]
+    assert {row["status"] for row in read_rows(tmp_path / "out.gpkg")} == {"pending"}
+
+
+def test_an_engine_that_fails_leaves_what_was_done(
+    tmp_path: Path,
+    town: list[shapely.Polygon],
+    make_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collect = OpenVinoEngine.collect
+    batches = iter(range(5))
+
+    def collect_five(self: OpenVinoEngine) -> Any:
+        if next(batches, None) is None:
+            raise RuntimeError("out of memory")
+        return collect(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVinoEngine, "collect", collect_five)
+        with pytest.raises(EdgeInferError, match=r"broke off: .*out of memory.*--resume goes on"):
+            run(tmp_path, make_bundle(), tmp_path / "image.tif", batch=4)
+    assert Counter(row["status"] for row in read_rows(tmp_path / "out.gpkg")) == {"ok": 20, "pending": 124}
+    summary = run(tmp_path, tmp_path / "brightness.edgemodel", tmp_path / "image.tif", resume=True)
+    assert (summary.exit_code, summary.classified_now) == (0, 124)
+
+
+def test_an_image_is_never_overwritten(
+    tmp_path: Path, town: list[shapely.Polygon], make_bundle: Callable[..., Path]
+) -> None:
+    image = tmp_path / "image.gpkg"
+    with rasterio.open(tmp_path / "image.tif") as dataset:
+        rasterio.shutil.copy(dataset, image, driver="GPKG")
+    before = image.read_bytes()
+    with pytest.raises(OutputError, match="is an input of this run"):
+        run(tmp_path, make_bundle(), image, out=image, overwrite=True)
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"min_valid": float("nan")}, "--min-valid is a share"),
+        ({"resume": True, "overwrite": True}, "give one of them"),
+        ({"footprints": None, "layer": "a", "where": "b"}, "--layer, --where says something of footprints"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        request(tmp_path, tmp_path / "model.edgemodel", tmp_path / "image.tif", **changes)
 
 
 def test_memory_is_not_the_images_size(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:

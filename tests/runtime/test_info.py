@@ -49,6 +49,7 @@ def fill(results: Results) -> None:
             engine="openvino",
             precision="fp32",
             device="a CPU",
+            why="asked for",
             versions={"openvino": "2026.1"},
             options={"batch": 16},
         ),

@@ -387,17 +387,17 @@ def test_reasons_to_refuse_are_found_before_anything_is_written(tmp_path: Path) 
         (out, r"exists; go on with it \(--resume\), replace it \(--overwrite\)"),
     ]:
         with pytest.raises(OutputError, match=said):
-            refuse_output(path, source, overwrite=False)
-    with pytest.raises(OutputError, match="holds the footprints themselves"):
+            refuse_output(path, [source], overwrite=False)
+    with pytest.raises(OutputError, match="is an input of this run"):
         copy(out, out, overwrite=True)
-    refuse_output(out, source, overwrite=True)
+    refuse_output(out, [source], overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not bind root
     with pytest.raises(OutputError, match="is not writable"):
-        refuse_output(tmp_path / "out.gpkg", tmp_path / "in.gpkg", overwrite=False)
+        refuse_output(tmp_path / "out.gpkg", [tmp_path / "in.gpkg"], overwrite=False)
 
 
 SCRIPT = """

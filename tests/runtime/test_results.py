@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from edge_infer.errors import OutputError
 from edge_infer.footprints import read_footprints
 from edge_infer.output import create_output
-from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo, read_schema
+from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo, read_last_run, read_schema
 from edge_infer.schema import STATUSES, quoted
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ RUN = RunInfo(
     engine="openvino",
     precision="fp32",
     device="a laptop",
+    why="asked for",
     versions={"edge-infer": "0.1.0"},
     options={"batch": 64, "bands": [1, 2, 3], "where": None},
 )
@@ -97,7 +98,7 @@ def failed_rows(fids: list[int], status: str) -> ResultRows:
     return ResultRows(
         fids=np.array(fids, dtype=np.int64),
         class_index=np.full(count, -1),
-        probabilities=None,
+        probabilities=np.zeros((count, len(CLASSES)), np.float32),
         status=np.full(count, status),
         valid_fraction=np.full(count, np.nan, dtype=np.float32),
         image_index=np.full(count, -1),
@@ -155,8 +156,8 @@ def test_pending_footprints_are_read_back_from_the_output(out: Path) -> None:
     with Results.open(out) as results:
         results.start_run(RUN, IMAGES)
         results.commit(ok_rows(list(range(1, 500))))
-        where, pending = results.pending_where, results.pending_rows()
-    footprints = read_footprints(out, layer=read_schema(out).layer, where=where)
+        pending = results.pending_rows()
+    footprints = read_footprints(out, layer=read_schema(out).layer, where="edge_status = 'pending'")
     assert (footprints.fids == pending).all()
     whole = read_footprints(out)
     assert footprints.geometries.tolist() == whole.geometries[499:].tolist()
@@ -216,9 +217,10 @@ KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo
+from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo, read_last_run
 results = Results.open(Path(sys.argv[1]))
-run = RunInfo(model="m", model_sha256="0", engine="e", precision="p", device="d", versions={}, options={})
+facts = dict.fromkeys(("model", "model_sha256", "engine", "precision", "device", "why"), "x")
+run = RunInfo(**facts, versions={}, options={})
 results.start_run(run, [])
 fids = results.pending_rows()
 for start in range(0, len(fids), 10):
@@ -242,7 +244,7 @@ def test_a_killed_run_loses_no_commit_and_leaves_no_half_one(out: Path) -> None:
         done = COUNT - len(results.pending_rows())
         assert done % 10 == 0
         assert done >= 10 * confirmed
-        assert (results.last_run() or {})["ended"] is None
+        assert (read_last_run(out) or {})["ended"] is None
         assert results.finish()
     assert statuses(out)["ok"] == done
     assert [entry.name for entry in out.parent.iterdir()] == ["out.gpkg"]
@@ -288,19 +290,19 @@ def test_a_lock_by_another_writer_is_an_output_error(out: Path) -> None:
 
 def test_runs_and_images_are_on_record(out: Path) -> None:
     with Results.open(out) as results:
-        assert results.last_run() is None
+        assert read_last_run(out) is None
         assert results.start_run(RUN, IMAGES[:1]) == 1
         results.commit(failed_rows([9], "read_error"))
         results.close()
     with Results.open(out) as results:
-        first = results.last_run()
+        first = read_last_run(out)
         assert first is not None
         assert first["images"] == ["/imagery/north.tif"]
         assert (first["ended"], first["counts"], first["times"]) == (None, None, None)
         assert results.start_run(RUN, IMAGES) == 2
         results.commit(ok_rows([1, 2, 3]))
         counts = results.end_run({"total": 1.5})
-        last = results.last_run()
+        last = read_last_run(out)
         assert results.finish()
     assert counts.statuses == {"ok": 3, "pending": COUNT - 4, "read_error": 1}
     assert list(counts.classes) == list(CLASSES)
@@ -380,7 +382,6 @@ def test_any_rows_come_back(out: Path, rows: ResultRows) -> None:
         ({"status": np.array(["ok", "no_data", "ok"])}, "exactly if its status is ok"),
         ({"class_index": np.array([0, -1, 1])}, "exactly if its status is ok"),
         ({"gsd_m": np.zeros(2)}, r"gsd_m must have shape \(3,\), got \(2,\)"),
-        ({"probabilities": None}, "need probabilities"),
         ({"probabilities": np.zeros((2, 3), np.float32)}, "must have 3 rows, got 2"),
     ],
 )

@@ -73,7 +73,7 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         ended = self.closed and not self.ring._filling
-        assert self.ring.ready() == (bool(self.ring._ready) or ended)
+        assert self.ring.wait(0) == (bool(self.ring._ready) or ended)
 
     @invariant()
     def every_slot_is_in_one_place(self) -> None:
