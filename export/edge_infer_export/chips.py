@@ -139,8 +139,9 @@ def cut_chips(request: ChipsRequest, *, quiet: bool = False) -> ChipsSummary:
         ignore=request.ignore_labels,
     )
     coverage = cover(footprints, imagery, contract)
-    contract = replace(contract, coarsest_gsd_metres=_coarsest(request, labels, coverage))
-    status = _status(labels, coverage, contract)
+    if request.coarsest_gsd_metres is None:
+        contract = replace(contract, coarsest_gsd_metres=_headroom(labels, coverage))
+    status = _status(labels, coverage)
     rows = np.flatnonzero(status == "pending")
     places = _places(coverage, imagery.images, rows)
 
@@ -193,7 +194,7 @@ def _outcomes(batch: ChipBatch, blank: NDArray[np.bool_], labels: Labels) -> lis
 
 
 def _draft_contract(request: ChipsRequest) -> ChipContract:
-    """Take pixel type and band names from the first image; any ground sample distance does so far."""
+    """Take pixel type and band names from the first image; unless it is said, any pixel size does so far."""
     dtype, names = _look_at_first(request.imagery)
     if request.bands is None:
         numbers = [number for number, name in enumerate(names, start=1) if name != "alpha"]
@@ -211,7 +212,7 @@ def _draft_contract(request: ChipsRequest) -> ChipContract:
         bands=tuple(_band_name(number, names[number - 1]) for number in numbers),
         dtype=dtype,
         value_range=request.value_range or (0.0, 255.0),
-        coarsest_gsd_metres=_ANY_GSD_METRES,
+        coarsest_gsd_metres=request.coarsest_gsd_metres or _ANY_GSD_METRES,
     )
 
 
@@ -244,18 +245,16 @@ def _look_at(path: Path) -> tuple[Any, list[str]]:
             raise ImageryError(f"{path} is no raster that GDAL can read here: {gdal_words(error)}") from error
 
 
-def _coarsest(request: ChipsRequest, labels: Labels, coverage: Coverage) -> float:
-    if request.coarsest_gsd_metres is not None:
-        return request.coarsest_gsd_metres
+def _headroom(labels: Labels, coverage: Coverage) -> float:
+    """Give the coarsest pixels, metres, that a model of these chips may be used on."""
     used = coverage.gsd_metres[(labels.index >= 0) & (coverage.status == "pending")]
     # Rounded up to the millimetre: a figure for people to read.
     return float(np.ceil(HEADROOM * used.max() * 1000) / 1000) if len(used) else _ANY_GSD_METRES
 
 
-def _status(labels: Labels, coverage: Coverage, contract: ChipContract) -> NDArray[np.object_]:
+def _status(labels: Labels, coverage: Coverage) -> NDArray[np.object_]:
     """Tell what is known of each footprint before its pixels are read: object, (n,)."""
     status = np.array(coverage.status, object)
-    status[(status == "pending") & (coverage.gsd_metres > contract.coarsest_gsd_metres)] = "too_coarse"
     status[labels.index == UNLABELLED] = "no_label"
     status[labels.index == IGNORED] = "ignored_label"
     return status

@@ -113,7 +113,7 @@ class ChipWriter:
 
         """
         refuse_folder(folder, marker="chips.json", overwrite=overwrite)
-        self._folder = folder
+        self._folder = folder = folder.absolute()
         self._draft = folder.with_name(folder.name + ".partial")
         self._records: list[ChipRecord] = []
 

@@ -68,10 +68,10 @@ def train_to_folder(
         OutputError: the run folder exists or cannot be written.
 
     """
-    out = Path(out)
+    out = Path(out).absolute()
     refuse_folder(out, marker="train.json", overwrite=overwrite)
     chips = read_chips(chips_folders)
-    name = name or out.resolve().name
+    name = name or out.name
     _require_bundle_names(name, chips)
     draft = out.with_name(out.name + ".partial")
     shutil.rmtree(draft, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Trains a ResNet on labelled chips: short, repeatable, and judged on ground it has not seen.
 
 Random weights or torchvision's, AdamW, one-cycle learning rate (Smith, 2018,
-https://arxiv.org/abs/1803.09820), class-weighted cross-entropy. The epoch that did best on the validation
-side is kept, and its confidence is calibrated there by one temperature.
+https://arxiv.org/abs/1803.09820), class-weighted cross-entropy. Of the last epochs the one that did best on
+the validation side is kept, and its confidence is calibrated there by one temperature.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from edge_infer_export.split import Split
 
     Say = Callable[[str], None]
+
+SETTLED = 2 / 3
+"""Only epochs after this part may be kept: while the rate is high, a good score on few chips is luck."""
 
 _JUDGE_BATCH = 128
 _SECONDS_BETWEEN_LINES = 10.0
@@ -85,6 +88,8 @@ class Epoch:
     number: int
     training_loss: float
     validation_loss: float
+    calibrated_loss: float
+    """On the validation side, under the temperature that fits this epoch best: decides which one is kept."""
     accuracy: float
     """On the validation side."""
     learning_rate: float
@@ -266,32 +271,44 @@ class _Session:
         """Train and leave the best epoch's weights in the network; give all epochs and that one's number."""
         history: list[Epoch] = []
         best: dict[str, Tensor] = {}
-        best_loss, best_epoch = math.inf, 0
+        best_epoch = 0
         started = time.monotonic()
         for number in range(1, self.options.epochs + 1):
-            training_loss = self._epoch(number, started)
-            logits = torch.from_numpy(self.judge(self.split.validation))
-            targets = self.targets[self.split.validation]
-            loss = float(functional.cross_entropy(logits, targets, self.class_weights))
-            accuracy = float((logits.argmax(1) == targets).float().mean())
-            if not math.isfinite(training_loss):
-                raise Refused(
-                    f"training diverged in epoch {number}; lower --lr (it was {self.options.learning_rate})"
-                )
-            rate = float(self.schedule.get_last_lr()[0])
-            history.append(Epoch(number, training_loss, loss, accuracy, rate))
-            if loss < best_loss:
-                best_loss, best_epoch = loss, number
-                best = copy.deepcopy(self.network.state_dict())
-            spent = time.monotonic() - started
-            left = spent / number * (self.options.epochs - number)
+            epoch = self._judge_epoch(number, self._epoch(number, started))
+            history.append(epoch)
+            settled = number > SETTLED * self.options.epochs
+            if settled and (not best or epoch.calibrated_loss < history[best_epoch - 1].calibrated_loss):
+                best, best_epoch = copy.deepcopy(self.network.state_dict()), number
+            left = (time.monotonic() - started) / number * (self.options.epochs - number)
             self.say(
-                f"epoch {number} of {self.options.epochs}: loss {training_loss:.3f}, "
-                f"validation loss {loss:.3f}, accuracy {accuracy:.1%}, {hours(left)} to go"
+                f"epoch {number} of {self.options.epochs}: loss {epoch.training_loss:.3f}, validation loss "
+                f"{epoch.validation_loss:.3f}, accuracy {epoch.accuracy:.1%}, {hours(left)} to go"
             )
         self.network.load_state_dict(best)
         self.network.to(memory_format=torch.contiguous_format)
         return tuple(history), best_epoch
+
+    def _judge_epoch(self, number: int, training_loss: float) -> Epoch:
+        targets = self.targets[self.split.validation]
+        logits = self.judge(self.split.validation)
+        if not (math.isfinite(training_loss) and np.isfinite(logits).all()):
+            raise Refused(
+                f"training diverged in epoch {number}; lower --lr (it was {self.options.learning_rate:g})"
+            )
+        # Over-confidence is mended after training, so it must not decide which epoch is kept.
+        temperature = fit_temperature(logits, targets.numpy())
+        losses = [
+            float(functional.cross_entropy(torch.from_numpy(logits) / divisor, targets, self.class_weights))
+            for divisor in (1.0, temperature)
+        ]
+        return Epoch(
+            number=number,
+            training_loss=training_loss,
+            validation_loss=losses[0],
+            calibrated_loss=losses[1],
+            accuracy=float((logits.argmax(axis=1) == targets.numpy()).mean()),
+            learning_rate=float(self.schedule.get_last_lr()[0]),
+        )
 
     def _epoch(self, number: int, started: float) -> float:
         """Train one epoch; the mean loss."""

@@ -191,7 +191,7 @@ def test_a_broken_file_in_a_folder_is_passed_over(town, request_for, tmp_path):
         ({"label_field": "built"}, Refused, "say what they mean: --classes"),
         ({"bands": (1, 2, 7)}, ContractError, "--bands says 1, 2, 7"),
         ({"where": "district = 'north'"}, Refused, "no footprint gives a chip"),
-        ({"coarsest_gsd_metres": 0.1}, Refused, "no footprint gives a chip .*too_coarse"),
+        ({"coarsest_gsd_metres": 0.1}, ContractError, "0.1 m or finer"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_before_anything_is_written(
@@ -232,3 +232,9 @@ def test_the_command_says_what_it_did(town, tmp_path):
     wrong = CliRunner().invoke(chips_command, [*map(str, arguments), "--bands", "red"])
     assert wrong.exit_code == 2
     assert "wanted numbers" in wrong.output
+
+
+def test_a_stated_coarsest_pixel_decides_which_images_count(town, request_for):
+    summary = cut_chips(request_for(coarsest_gsd_metres=0.31), quiet=True)
+    assert summary.contract.coarsest_gsd_metres == 0.31
+    assert summary.statuses["too_coarse"] > 5  # the eastern image has pixels of 0.33 m

@@ -13,8 +13,9 @@ from edge_infer_export.dataset import Chips
 from edge_infer_export.split import split_by_place
 
 
-def chips_at(east, north, targets, *, latitude=34.0, ground_metres=32.0, classes=2):
-    """Chips at places in metres off a point."""
+def chips_at(places, targets, *, latitude=34.0, ground_metres=32.0, classes=2):
+    """Chips at places (east, north), each (n,), in metres off a point."""
+    east, north = places
     north_degrees = np.asarray(north) / 111_195
     degrees = latitude + north_degrees
     count = len(degrees)
@@ -41,7 +42,7 @@ def chips_at(east, north, targets, *, latitude=34.0, ground_metres=32.0, classes
 def test_no_ground_is_seen_on_both_sides(seed, latitude, share, classes):
     rng = np.random.default_rng(seed)
     east, north = rng.uniform(0, 3000, (2, 400))
-    chips = chips_at(east, north, rng.integers(0, classes, 400), latitude=latitude, classes=classes)
+    chips = chips_at((east, north), rng.integers(0, classes, 400), latitude=latitude, classes=classes)
     split = split_by_place(chips, share=share, seed=seed)
     every = np.concatenate([split.training, split.validation, split.dropped])
     assert sorted(every.tolist()) == list(range(400))
@@ -63,14 +64,14 @@ def test_a_rare_class_is_on_both_sides():
     east, north = rng.uniform(0, 4000, (2, 1000))
     targets = np.zeros(1000, int)
     targets[:12] = 1
-    split = split_by_place(chips_at(east, north, targets), share=0.2, seed=0)
+    split = split_by_place(chips_at((east, north), targets), share=0.2, seed=0)
     assert 1 <= (split.validation < 12).sum() <= 5
     assert (split.training < 12).sum() >= 5
 
 
 def test_the_seed_chooses_the_blocks():
     rng = np.random.default_rng(0)
-    chips = chips_at(*rng.uniform(0, 3000, (2, 300)), rng.integers(0, 2, 300))
+    chips = chips_at(rng.uniform(0, 3000, (2, 300)), rng.integers(0, 2, 300))
     one, same, other = (split_by_place(chips, share=0.2, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.validation, same.validation)
     assert set(one.validation) != set(other.validation)
@@ -78,13 +79,13 @@ def test_the_seed_chooses_the_blocks():
 
 def test_blocks_shrink_where_the_ground_is_small():
     rng = np.random.default_rng(0)
-    chips = chips_at(*rng.uniform(0, 130, (2, 60)), rng.integers(0, 2, 60))
+    chips = chips_at(rng.uniform(0, 130, (2, 60)), rng.integers(0, 2, 60))
     assert split_by_place(chips, share=0.2, seed=0).block_metres < 8 * 32
 
 
 @pytest.mark.parametrize("count", [2, 40])
 def test_chips_on_one_spot_cannot_be_parted(count):
-    chips = chips_at(np.linspace(0, 20, count), np.zeros(count), np.arange(count) % 2)
+    chips = chips_at((np.linspace(0, 20, count), np.zeros(count)), np.arange(count) % 2)
     with pytest.raises(Refused, match=rf"{count} chips cannot be parted by place .*windows of 32 m"):
         split_by_place(chips, share=0.2, seed=0)
 
@@ -92,4 +93,4 @@ def test_chips_on_one_spot_cannot_be_parted(count):
 @pytest.mark.parametrize("share", [0.0, -0.1, 0.51, math.nan])
 def test_the_share_must_leave_something_to_train_on(share):
     with pytest.raises(Refused, match="validation share"):
-        split_by_place(chips_at([0], [0], [0]), share=share, seed=0)
+        split_by_place(chips_at(([0], [0]), [0]), share=share, seed=0)
