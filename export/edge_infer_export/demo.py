@@ -20,8 +20,8 @@ from edge_infer_export.chips import ChipsRequest, cut_chips
 from edge_infer_export.export import export_bundle
 from edge_infer_export.runfolder import train_to_folder
 from edge_infer_export.scores import confusion_matrix
-from edge_infer_export.townfiles import LABEL_FIELD, TOWN_CRS, write_town
-from edge_infer_export.townmap import MapFeatures, draw_map
+from edge_infer_export.town.files import LABEL_FIELD, TOWN_CRS, write_town
+from edge_infer_export.town.map import MapFeatures, draw_map
 from edge_infer_export.train import TrainOptions
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_infer.manifest import Manifest
-    from edge_infer_export.townfiles import TownFiles
+    from edge_infer_export.town.files import TownFiles
 
     Say = Callable[[str], None]
 

@@ -17,8 +17,8 @@ from edge_infer.errors import ContractError, FootprintsError, ImageryError, Outp
 from edge_infer_export.chips import ChipsRequest, cut_chips
 from edge_infer_export.cli_chips import chips as chips_command
 from edge_infer_export.dataset import read_chips
-from edge_infer_export.town import Extent
-from edge_infer_export.townfiles import LABEL_FIELD, write_town
+from edge_infer_export.town.files import LABEL_FIELD, write_town
+from edge_infer_export.town.layout import Extent
 
 
 @pytest.fixture(scope="module")

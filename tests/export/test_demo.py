@@ -14,8 +14,8 @@ from edge_infer.errors import OutputError
 from edge_infer_export import demo
 from edge_infer_export.cli_demo import demo as demo_command
 from edge_infer_export.demo import judge, run_demo
-from edge_infer_export.town import Extent
-from edge_infer_export.townfiles import write_town
+from edge_infer_export.town.files import write_town
+from edge_infer_export.town.layout import Extent
 
 
 @pytest.fixture

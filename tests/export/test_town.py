@@ -15,10 +15,10 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 from edge_infer.grid import Grid, metres_per_pixel
-from edge_infer_export.town import Extent, House, plan_town, smooth_noise, turn
-from edge_infer_export.townfiles import LABEL_FIELD, TOWN_CRS, write_town
-from edge_infer_export.townpaint import Camera, paint
-from edge_infer_export.townshapes import GROUND, SHADOW, SOOT, STANDING, _convex_hull, draw_shapes
+from edge_infer_export.town.files import LABEL_FIELD, TOWN_CRS, write_town
+from edge_infer_export.town.layout import Extent, House, plan_town, smooth_noise, turn
+from edge_infer_export.town.paint import Camera, paint
+from edge_infer_export.town.shapes import GROUND, SHADOW, SOOT, STANDING, _convex_hull, draw_shapes
 
 EXTENT = Extent(500.0, 170.0)
 
@@ -135,7 +135,7 @@ def test_two_grids_show_the_same_town(files):
 
 
 def test_drawing_in_tiles_leaves_no_seams(town, shapes, monkeypatch):
-    monkeypatch.setattr("edge_infer_export.townpaint._TILE", 64)
+    monkeypatch.setattr("edge_infer_export.town.paint._TILE", 64)
     image = paint(
         town,
         shapes,

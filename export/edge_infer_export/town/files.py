@@ -19,15 +19,15 @@ import rasterio.shutil
 import shapely
 from affine import Affine
 
-from edge_infer_export.town import Extent, plan_town, smooth_noise, turn
-from edge_infer_export.townpaint import Camera, paint
-from edge_infer_export.townshapes import draw_shapes
+from edge_infer_export.town.layout import Extent, plan_town, smooth_noise, turn
+from edge_infer_export.town.paint import Camera, paint
+from edge_infer_export.town.shapes import draw_shapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edge_infer_export.town import House, Town
-    from edge_infer_export.townshapes import Shapes
+    from edge_infer_export.town.layout import House, Town
+    from edge_infer_export.town.shapes import Shapes
 
 LABEL_FIELD = "label"
 CLASSES = ("damaged", "no_visible_damage")

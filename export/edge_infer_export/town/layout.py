@@ -1,6 +1,6 @@
 """A synthetic town after a fire, planned in ground metres: streets, houses, trees, cars, and the fire.
 
-Nothing here knows of pixels. `townshapes` turns the plan into coloured polygons and `townpaint` draws them,
+Nothing here knows of pixels. `shapes` turns the plan into coloured polygons and `paint` draws them,
 so two images of the town, each on its own grid, show the same houses.
 
 The ground frame has its origin in the south-west corner of the town, x to the east and y to the north, in

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_infer_export.town import turn
+from edge_infer_export.town.layout import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from numpy.typing import ArrayLike, NDArray
 
-    from edge_infer_export.town import Car, House, Lot, Strip, Town, Tree
+    from edge_infer_export.town.layout import Car, House, Lot, Strip, Town, Tree
 
     Face = Callable[[ArrayLike, tuple[float, float]], None]
     """Draws a roof face, in house axes, that slopes down to a side."""

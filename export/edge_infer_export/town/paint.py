@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from edge_infer_export.town import smooth_noise
-from edge_infer_export.townshapes import GROUND, SHADOW, SOOT, STANDING
+from edge_infer_export.town.layout import smooth_noise
+from edge_infer_export.town.shapes import GROUND, SHADOW, SOOT, STANDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from edge_infer_export.town import Field, Town
-    from edge_infer_export.townshapes import Shapes
+    from edge_infer_export.town.layout import Field, Town
+    from edge_infer_export.town.shapes import Shapes
 
     ToPixels = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
