@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("joplin", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--test-tile", choices=TILES, default=TILES[2])
-    parser.add_argument("train_options", nargs="*", default=["--epochs", "60", "--batch", "16"])
+    parser.add_argument("train_options", nargs="*", default=["--epochs", "30", "--batch", "16"])
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def main() -> None:
     edge_infer(
         *("chips", *images, "--footprints", out / "labelled.gpkg", "--label-field", "label"),
         *("--ignore-label", "disputed", "--ignore-label", "unclear", "--out", out / "chips"),
-        *("--ground-metres", 36, "--chip-pixels", 64, "--overwrite", "-q"),
+        *("--ground-metres", 32, "--chip-pixels", 64, "--overwrite", "-q"),
     )
     edge_infer(
         *("train", "--chips", out / "chips", "--out", out / "training", "--name", "joplin", "--overwrite"),
