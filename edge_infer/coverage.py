@@ -42,6 +42,9 @@ SHARE_TOLERANCE = 0.01
 PIECE = 65_536
 """Footprints transformed at a time: the vertices of a million would take memory by the gigabyte."""
 
+MOST_OF_IMAGE = 16_384
+"""A window so many times as wide or high as its image would be judged on next to nothing."""
+
 PREVIEW_PIXELS = 16
 """Masks are looked at with windows of 16 to 32 pixels a side."""
 
@@ -123,7 +126,8 @@ def _place(
     centre = (bounds[:, :2] + bounds[:, 2:]) / 2
     inside = ((centre >= 0) & (centre < (grid.width, grid.height))).all(axis=1)
     windows = ground_windows(bounds[inside], metres_per_pixel(grid, centre[inside]), contract)
-    known = np.isfinite(windows.boxes).all(axis=1)
+    # False for NaN, too.
+    known = (windows.boxes[:, 2:] <= np.multiply((grid.width, grid.height), MOST_OF_IMAGE)).all(axis=1)
     covered = rows[inside][known]
     return _Pairs(
         covered,

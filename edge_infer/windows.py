@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from edge_infer.grid import Grid
     from edge_infer.manifest import ChipContract
 
+LONGEST_PIXELS = 24_576
+"""Longer side of a window where the shorter one has `chip_pixels`. Where pixels are stretched beyond that (in
+images in degrees half a degree off a pole, for chips of 224) they show nothing that a chip could hold."""
+
+SIDES_PIXELS = (2.0**-20, 2.0**31)
+"""A window of less, or of more than any raster has, comes from absurd figures and not from a building."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
@@ -63,13 +70,19 @@ def ground_windows(
 
     bounds: (n, 4), as `pixel_bounds`; metres: (n, 2), as `metres_per_pixel` at the middle of the bounds.
     `fixed` mode: side `ground_metres`. `footprint` mode: the longer side of the bounds on the ground times
-    `context_factor`, and at least `ground_metres`. NaN where a pixel has no extent on the ground.
+    `context_factor`, and at least `ground_metres`. NaN where that is not within
+    `LONGEST_PIXELS` and `SIDES_PIXELS`, so that every window is one that the sampler takes.
     """
-    metres = np.where(metres > 0, metres, np.nan)  # at a pole, a step along the columns goes nowhere
+    smallest, largest = SIDES_PIXELS
+    stretch = LONGEST_PIXELS / contract.chip_pixels
     side = np.full(len(bounds), contract.ground_metres)
-    if contract.window_mode == "footprint":
-        extent = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)
-        side = np.maximum(side, extent * contract.context_factor)
-    size = side[:, None] / metres
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        if contract.window_mode == "footprint":
+            extent = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)
+            side = np.maximum(side, extent * contract.context_factor)
+        size = side[:, None] / metres
+        least, greatest = size.min(axis=1), size.max(axis=1)
+        sound = (smallest <= least) & (greatest <= np.minimum(least * stretch, largest))
+    size[~sound] = np.nan
     centre = (bounds[:, :2] + bounds[:, 2:]) / 2
     return Windows(np.hstack([centre - size / 2, size]), metres.max(axis=1))
