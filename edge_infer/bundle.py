@@ -234,10 +234,17 @@ def _write_atomically(path: Path, content: Mapping[str, bytes]) -> None:
         os.close(folder)
 
 
+def _refuse_pipe(path: Path) -> None:
+    """Refuse what opening would wait for, or what may have no end: pipes and devices."""
+    if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise BundleError("no regular file; wanted a model bundle, NAME.edgemodel")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], zipfile.ZipFile]]:
     """Open the zip; whatever goes wrong with it inside becomes a `BundleError` that names the file."""
     try:
+        _refuse_pipe(path)
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             yield stream, archive
     except BundleError as error:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# A virtual source may name others on the network. curl refuses these settings before it opens a connection.
+pyogrio.set_gdal_config_options(
+    {
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".offline",
+        "GDAL_HTTP_PROXY": "offline://",
+        "GDAL_HTTPS_PROXY": "offline://",
+    }
+)
+
 ARCHIVES_OF_ONE_DRIVER = (".shp.zip", ".gdb.zip")
 """GDAL opens these as they are; any other zip is looked into."""
 
@@ -152,6 +161,10 @@ def _open_dataset(path: str | os.PathLike[str]) -> tuple[str, list[tuple[str, st
         raise FootprintsError(
             f"there is no file {text}, or it may not be read; give a vector file on this machine"
         )
+    if not (os.path.isfile(text) or os.path.isdir(text)):  # noqa: PTH112, PTH113
+        raise FootprintsError(
+            f"{text} is neither a file nor a folder; give a vector file"
+        )  # a pipe has no end
     datasets = _dataset_names(text)
     for dataset in datasets:
         with suppress(FootprintsError), _reading(path):

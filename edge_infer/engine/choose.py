@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_infer.bundle import INT8_MEMBER, MODEL_MEMBER
-from edge_infer.errors import EngineError
+from edge_infer.engine.onnx_file import check_self_contained
+from edge_infer.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
     from edge_infer.bundle import Bundle
@@ -23,6 +24,7 @@ def open_engine(
 
     Raises:
         EngineError: the engine or the precision is not to be had; the text says what is.
+        BundleError: the model is not contained in the bundle, or uses operators that are not ONNX's own.
 
     """
     if engine == "tensorrt":
@@ -31,9 +33,15 @@ def open_engine(
 
     member, taken, why = choose_model(bundle, precision)
     asked = "asked for" if engine == "openvino" else "the only engine of this version"
+    model_onnx = bundle.read(member)
+    try:
+        check_self_contained(model_onnx)
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {member}: {error}") from error
     return OpenVinoEngine(
-        bundle.read(member),
+        model_onnx,
         bundle.manifest.contract.chip_shape,
+        len(bundle.manifest.classes),
         batch=batch or DEFAULT_BATCH,
         precision=taken,
         why=f"openvino: {asked}; {why}",

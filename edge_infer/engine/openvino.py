@@ -30,6 +30,7 @@ class OpenVinoEngine:
         self,
         model_onnx: bytes,
         chip_shape: tuple[int, int, int],
+        classes: int,
         *,
         batch: int = DEFAULT_BATCH,
         precision: Precision,
@@ -40,6 +41,7 @@ class OpenVinoEngine:
         Args:
             model_onnx: the ONNX file's bytes; input `chips` uint8 (N, S, S, C).
             chip_shape: (S, S, C) of the contract.
+            classes: K of the manifest; output `probabilities` float32 (N, K).
             batch: chips in one batch; tail batches are padded to it.
             precision: what the file is (`int8` has Q/DQ nodes, `fp32` none).
             why: how the choice was made, kept in the facts.
@@ -56,7 +58,9 @@ class OpenVinoEngine:
         }
         try:
             model = core.read_model(io.BytesIO(model_onnx))
-            model.reshape({"chips": [batch, *chip_shape]})
+            if [port.any_name for port in model.inputs] == ["chips"]:
+                model.reshape({"chips": [batch, *chip_shape]})
+            _check_ports(model, (batch, *chip_shape), (batch, classes))
             compiled = core.compile_model(model, "CPU", options)
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
@@ -105,3 +109,20 @@ class OpenVinoEngine:
         while self._running:
             self._running.popleft()[1].wait()
         self._idle.clear()
+
+
+def _check_ports(
+    model: openvino.Model, chips_shape: tuple[int, ...], probabilities_shape: tuple[int, ...]
+) -> None:
+    """Insist on our one input and our one output; `EngineError` otherwise."""
+    wanted = [f"chips u8 {list(chips_shape)}", f"probabilities f32 {list(probabilities_shape)}"]
+    found = [
+        f"{port.any_name if port.names else 'unnamed'} {port.element_type.get_type_name()} "
+        f"{port.partial_shape.to_string()}".replace(",", ", ")
+        for port in (*model.inputs, *model.outputs)
+    ]
+    if found != wanted:
+        raise EngineError(
+            f"the model takes and gives {'; '.join(found)[:500]}, wanted {'; '.join(wanted)}; "
+            "it is no model for this manifest: export it again"
+        )

@@ -3,6 +3,7 @@
 The only package that opens rasters. In data-flow order:
 
     environment   GDAL's settings: bounded cache, no network
+    trust         what may be opened at all: files that hold their pixels, and plain mosaics of them
     header        one raster: what it is, and whether the model can use it
     opening       all rasters of a run, out of files and folders
     reader        decoded pixels of one rectangle, one reader a thread

@@ -22,6 +22,8 @@ _OPTIONS = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".offline",
     "GDAL_HTTP_PROXY": "offline://",
     "GDAL_HTTPS_PROXY": "offline://",
+    # A VRT may hold Python code. Such a one is refused before; this is the second lock.
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
 
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, MaskFlags
@@ -19,9 +18,12 @@ from rasterio.errors import NotGeoreferencedWarning
 from edge_infer.errors import ContractError, ImageryError
 from edge_infer.grid import Grid, metres_per_pixel
 from edge_infer.imagery.environment import GDAL_ERRORS, gdal_words
+from edge_infer.imagery.trust import open_raster
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import rasterio
 
     from edge_infer.manifest import ChipContract
 
@@ -78,7 +80,7 @@ def read_header(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said below, as an error
-            dataset = rasterio.open(path)
+            dataset = open_raster(path)
         with dataset:
             return _describe(dataset, path, contract, crs, bands)
     except GDAL_ERRORS as error:

@@ -13,6 +13,7 @@ from pyproj.exceptions import CRSError
 from edge_infer.errors import ContractError, ImageryError
 from edge_infer.imagery.environment import gdal_environment
 from edge_infer.imagery.header import GSD_TOLERANCE, Image, read_header
+from edge_infer.imagery.trust import check_raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ def open_imagery(
 
     A path is a raster, a VRT, or a folder whose rasters are all taken, subfolders included. The same file
     named twice is one image. A raster in a folder that cannot be used is skipped and reported, unless no
-    other is left. One file is open at a time.
+    other is left; what is opened at all is said in `edge_infer.imagery.trust`. One file is open at a time.
 
     Args:
         paths: rasters and folders.
@@ -67,11 +68,11 @@ def open_imagery(
     images: list[Image] = []
     refusals: list[tuple[Path, ImageryError | ContractError]] = []
     with gdal_environment():
-        for path, named in _find_rasters(paths).items():
-            outcome = _try_header(path, contract, supplied, bands)
+        for path, folder in _find_rasters(paths).items():
+            outcome = _try_header(path, folder, contract, supplied, bands)
             if isinstance(outcome, Image):
                 images.append(outcome)
-            elif named:
+            elif folder is None:
                 raise outcome
             else:
                 refusals.append((path, outcome))
@@ -92,29 +93,31 @@ def open_imagery(
 
 
 def _try_header(
-    path: Path, contract: ChipContract, crs: CRS | None, bands: tuple[int, ...] | None
+    path: Path, folder: Path | None, contract: ChipContract, crs: CRS | None, bands: tuple[int, ...] | None
 ) -> Image | ImageryError | ContractError:
     try:
+        check_raster(path, folder)
         return read_header(path, contract, crs=crs, bands=bands)
     except (ImageryError, ContractError) as refusal:
         return refusal
 
 
-def _find_rasters(paths: Sequence[str | Path]) -> dict[Path, bool]:
-    """Give every raster once, in order; False for those that are not named but lie in a named folder."""
+def _find_rasters(paths: Sequence[str | Path]) -> dict[Path, Path | None]:
+    """Give every raster once, in order, with the folder it was found in; None if it is named itself."""
     if not paths:
         raise ImageryError("no imagery is named; name a raster or a folder of rasters")
-    found: dict[Path, bool] = {}
+    found: dict[Path, Path | None] = {}
     for path in map(Path, paths):
         # os.path: unlike Path's methods these answer False where a folder may not be looked into.
         if os.path.isdir(path):  # noqa: PTH112
-            inside = _list_folder(path)
+            folder = path.resolve()
+            inside = _list_folder(folder)
             if not inside:
                 raise ImageryError(f"the folder {path} holds no raster ({' '.join(RASTER_SUFFIXES)})")
             for raster in inside:
-                found.setdefault(raster, False)
+                found.setdefault(raster, folder)
         elif os.path.exists(path):  # noqa: PTH110
-            found[path.resolve()] = True
+            found[path.resolve()] = None
         else:
             raise ImageryError(f"{path} does not exist, or may not be read; name a raster or a folder")
     return found

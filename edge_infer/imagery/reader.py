@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rasterio
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.windows import Window
 
 from edge_infer.errors import ReadError
 from edge_infer.imagery.environment import GDAL_ERRORS, gdal_environment, gdal_words
+from edge_infer.imagery.trust import open_raster
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import rasterio
     from numpy.typing import NDArray
 
     from edge_infer.imagery.header import Image
@@ -123,7 +123,7 @@ class Reader:
             raise RuntimeError("a Reader is used in the thread that entered it, and only there")
         dataset = self._datasets.pop(image.path, None)
         if dataset is None:
-            dataset = rasterio.open(Path(image.path))
+            dataset = open_raster(image.path)
             if (dataset.width, dataset.height) != (image.grid.width, image.grid.height):
                 dataset.close()
                 raise OSError("its size has changed since the run began")

@@ -22,6 +22,8 @@ from rasterio.windows import Window
 from edge_infer.errors import ContractError, EdgeInferError, ImageryError, ReadError
 from edge_infer.grid import Grid
 from edge_infer.imagery import Image, Reader, Tile, open_imagery
+from edge_infer.imagery.environment import gdal_environment
+from edge_infer.imagery.header import read_header
 from edge_infer.manifest import ChipContract
 
 RGB = ("red", "green", "blue")
@@ -683,7 +685,11 @@ def test_a_mosaic_with_a_source_on_the_network_stays_offline(tmp_path):
                 "</SimpleSource></VRTRasterBand></VRTDataset>",
                 encoding="ascii",
             )
-            image = open_one(path, contract=contract(bands=("gray",)))
+            with pytest.raises(ImageryError, match="may only point to files on this machine"):
+                open_imagery([path], contract(bands=("gray",)))
+            # And were it not refused, GDAL's settings would still keep it offline.
+            with gdal_environment():
+                image = read_header(path, contract(bands=("gray",)))
             with pytest.raises(ReadError):
                 read(image, 0, 0, 8, 8)
     finally:
