@@ -81,7 +81,7 @@ class _Filling:
     filled: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class BatchRing:
     """A fixed set of slots shared by many feeder threads and one engine thread."""
 
