@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from edge_infer.durable import make_durable
 from edge_infer.errors import BundleError, OutputError
 from edge_infer.stac import Member, from_item, read_properties, to_item
 
@@ -227,11 +228,7 @@ def _write_atomically(path: Path, content: Mapping[str, bytes]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    make_durable(path)
 
 
 def _refuse_pipe(path: Path) -> None:

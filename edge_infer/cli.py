@@ -128,13 +128,14 @@ def run(*, bands: str | None, as_json: bool, quiet: bool, **options: Any) -> int
     from edge_infer.classify import classify
     from edge_infer.request import RunRequest
 
-    request = RunRequest(bands=_band_numbers(bands), **options)
+    request = RunRequest(bands=band_numbers(bands), **options)
     summary = classify(request, quiet=quiet)
     click.echo(json.dumps(summary.to_json(), indent=1) if as_json else summary.describe())
     return summary.exit_code
 
 
-def _band_numbers(text: str | None) -> tuple[int, ...] | None:
+def band_numbers(text: str | None) -> tuple[int, ...] | None:
+    """Read the value of --bands, such as 3,2,1; `click.BadParameter` for anything but numbers."""
     if text is None:
         return None
     try:

@@ -17,7 +17,6 @@ from edge_infer.shares import JobShares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     import numpy as np
     import numpy.typing as npt
@@ -86,12 +85,7 @@ class Feeder:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the ring and wait for the threads."""
         self._end()
 

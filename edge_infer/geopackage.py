@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from edge_infer.durable import make_durable
 from edge_infer.errors import OutputError
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_geometry(_geometry: object) -> None:
-    raise NotImplementedError
+    raise RuntimeError("geometries are never written by this connection")
 
 
 @contextmanager
@@ -82,18 +81,6 @@ def _explain(path: Path, reason: str) -> str:
     if "readonly" in reason:
         return f"{path} is read-only; make it writable"
     return f"{path} cannot be written: {reason}"
-
-
-def make_durable(path: Path) -> None:
-    """Return when a file and its name have reached the disk."""
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    with contextlib.suppress(PermissionError):  # Windows opens no folders, and needs none of this
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def remove(path: Path) -> None:

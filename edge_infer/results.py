@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_infer import geopackage
+from edge_infer.durable import make_durable
 from edge_infer.errors import OutputChanged, OutputError
 from edge_infer.schema import STATUSES, Schema, quoted
 
@@ -320,7 +321,7 @@ class Results:
                 time.sleep(0.1)
                 alone = self._leave_wal()
             self._database.close()
-            geopackage.make_durable(self.path)
+            make_durable(self.path)
         return alone
 
     def _leave_wal(self) -> bool:

@@ -16,8 +16,6 @@ from edge_infer.imagery.environment import GDAL_ERRORS, gdal_environment, gdal_w
 from edge_infer.imagery.trust import open_raster
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import rasterio
     from numpy.typing import NDArray
 
@@ -60,12 +58,7 @@ class Reader:
         self._thread = threading.get_ident()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close all datasets."""
         while self._datasets:
             self._datasets.popitem()[1].close()

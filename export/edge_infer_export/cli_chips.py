@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from edge_infer.cli import band_numbers
+
 
 @click.command()
 @click.option(
@@ -80,15 +82,6 @@ def chips(*, classes: str | None, bands: str | None, quiet: bool, **options: Any
     from edge_infer_export.labels import parse_classes
 
     request = ChipsRequest(
-        classes=None if classes is None else parse_classes(classes), bands=_band_numbers(bands), **options
+        classes=None if classes is None else parse_classes(classes), bands=band_numbers(bands), **options
     )
     click.echo(cut_chips(request, quiet=quiet).describe())
-
-
-def _band_numbers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"found {text!r}, wanted numbers: 3,2,1", param_hint="--bands") from None

@@ -27,7 +27,6 @@ from edge_infer.manifest import ChipContract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -127,12 +126,7 @@ class ChipWriter:
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._draft, ignore_errors=True)
 
     def add(self, chip: NDArray[np.uint8], record: ChipRecord) -> None:

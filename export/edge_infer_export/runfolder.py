@@ -25,6 +25,7 @@ import torch
 from edge_infer.errors import OutputError
 from edge_infer.manifest import Manifest
 from edge_infer_export.dataset import read_chips, refuse_folder
+from edge_infer_export.export import GOLDEN_CHIPS, RUN_FORMAT
 from edge_infer_export.plots import draw_confusion, draw_history
 from edge_infer_export.train import train
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from edge_infer_export.dataset import Chips
     from edge_infer_export.train import Trained, TrainOptions
 
-RUN_FORMAT = 1
-GOLDEN_CHIPS = 32
-"""At most so many chips are kept for self-tests."""
 
 PALETTE = ("#d7191c", "#2c7bb6", "#fdae61", "#7b3294", "#1a9641", "#ffd92f", "#8c510a", "#636363")
 """Colours of the classes in their order; they differ for colour-blind eyes too. Beyond eight they repeat."""
