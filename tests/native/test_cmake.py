@@ -17,10 +17,12 @@ CMAKE = shutil.which("cmake")
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="cmake is not on PATH")
 
 
-def configure(folder: Path, option: str, compiler: Path | None) -> subprocess.CompletedProcess[str]:
+def configure(
+    folder: Path, option: str, compiler: Path | None, *more: str
+) -> subprocess.CompletedProcess[str]:
     """Configure into `folder`; it gets no further than nanobind where that is not installed."""
     environment = {**os.environ, "CUDACXX": str(compiler)} if compiler else dict(os.environ)
-    command = [str(CMAKE), "-S", str(ROOT), "-B", str(folder), f"-DEDGE_INFER_CUDA={option}"]
+    command = [str(CMAKE), "-S", str(ROOT), "-B", str(folder), f"-DEDGE_INFER_CUDA={option}", *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -50,3 +52,10 @@ def test_without_a_compiler_auto_leaves_the_kernels_out(tmp_path):
 
 def test_the_module_says_what_was_built():
     assert bool(_ext.CUDA_ARCHITECTURES) == bool(_ext.NVCC_VERSION) != bool(_ext.CUDA_ABSENCE)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize(("asked", "answer"), [("87", "CUDA kernels: 87, nvcc"), ("53", "knows none of")])
+def test_a_device_builds_for_its_own_architecture(tmp_path, asked, answer):
+    done = configure(tmp_path, "ON", None, f"-DEDGE_INFER_CUDA_ARCHITECTURES={asked}")
+    assert answer in " ".join((done.stdout + done.stderr).split())
