@@ -38,6 +38,10 @@ class ChipContract:
     """Side of the window in true ground metres; in `footprint` mode the least side."""
     context_factor: float = 1.0
     """`footprint` mode only: side of the window over side of the footprint's bounding square."""
+    buffer_metres: float = 0.0
+    """`footprint` mode only: true ground metres added on each side."""
+    blacken: bool = False
+    """Whether chips are 0 outside of the footprint's outline."""
     chip_pixels: int
     """Side S of the chip."""
     bands: tuple[str, ...]
@@ -59,6 +63,10 @@ class ChipContract:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ContractError(f"{name} must be a positive number, got {value}")
+        if not (math.isfinite(self.buffer_metres) and self.buffer_metres >= 0):
+            raise ContractError(f"buffer_metres must not be negative, got {self.buffer_metres}")
+        if not isinstance(self.blacken, bool):
+            raise ContractError(f"blacken must be true or false, got {self.blacken!r}")
         if not 8 <= self.chip_pixels <= 2048:
             raise ContractError(f"chip_pixels must lie in 8..2048, got {self.chip_pixels}")
         if not 1 <= len(self.bands) <= MAX_BANDS:
@@ -85,6 +93,9 @@ class ChipContract:
                 window_mode=values["window_mode"],
                 ground_metres=float(values["ground_metres"]),
                 context_factor=float(values["context_factor"]),
+                # Bundles of before these were thought of have neither.
+                buffer_metres=float(values.get("buffer_metres", 0.0)),
+                blacken=values.get("blacken", False),
                 chip_pixels=int(values["chip_pixels"]),
                 bands=tuple(str(name) for name in values["bands"]),
                 dtype=values["dtype"],

@@ -50,10 +50,7 @@ def pixel_bounds(geometries: NDArray[Any], source_crs: CRS, grid: Grid) -> NDArr
     filled = np.flatnonzero(counts)
     if filled.size == 0:
         return bounds
-    x, y = shapely.get_coordinates(geometries).T
-    x, y = transform_points(source_crs, grid.crs, np.ascontiguousarray(x), np.ascontiguousarray(y))
-    middle, _ = grid.to_crs(np.array(grid.width / 2), np.array(grid.height / 2))
-    column, row = grid.to_pixels(unwrap(x, grid.crs, float(middle)), y)
+    column, row = _to_pixels(shapely.get_coordinates(geometries), source_crs, grid).T
     starts = np.concatenate([[0], np.cumsum(counts[filled])[:-1]])
     bounds[filled, 0] = np.minimum.reduceat(column, starts)
     bounds[filled, 1] = np.minimum.reduceat(row, starts)
@@ -63,6 +60,20 @@ def pixel_bounds(geometries: NDArray[Any], source_crs: CRS, grid: Grid) -> NDArr
     return bounds
 
 
+def pixel_geometries(geometries: NDArray[Any], source_crs: CRS, grid: Grid) -> NDArray[Any]:
+    """Bring geometries, object (n,), into the pixel space of an image: x is the column, y the row."""
+    moved: NDArray[Any] = shapely.transform(geometries, lambda points: _to_pixels(points, source_crs, grid))
+    return moved
+
+
+def _to_pixels(points: NDArray[np.float64], source_crs: CRS, grid: Grid) -> NDArray[np.float64]:
+    """(m, 2) coordinates in `source_crs` to (m, 2) columns and rows; NaN where there is no way."""
+    x, y = (np.ascontiguousarray(axis) for axis in points.T)
+    x, y = transform_points(source_crs, grid.crs, x, y)
+    middle, _ = grid.to_crs(np.array(grid.width / 2), np.array(grid.height / 2))
+    return np.column_stack(grid.to_pixels(unwrap(x, grid.crs, float(middle)), y))
+
+
 def ground_windows(
     bounds: NDArray[np.float64], metres: NDArray[np.float64], contract: ChipContract
 ) -> Windows:
@@ -70,8 +81,8 @@ def ground_windows(
 
     bounds: (n, 4), as `pixel_bounds`; metres: (n, 2), as `metres_per_pixel` at the middle of the bounds.
     `fixed` mode: side `ground_metres`. `footprint` mode: the longer side of the bounds on the ground times
-    `context_factor`, and at least `ground_metres`. NaN where that is not within
-    `LONGEST_PIXELS` and `SIDES_PIXELS`, so that every window is one that the sampler takes.
+    `context_factor`, with `buffer_metres` on each side, and at least `ground_metres`. NaN where that is not
+    within `LONGEST_PIXELS` and `SIDES_PIXELS`, so that every window is one that the sampler takes.
     """
     smallest, largest = SIDES_PIXELS
     stretch = LONGEST_PIXELS / contract.chip_pixels
@@ -79,7 +90,7 @@ def ground_windows(
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if contract.window_mode == "footprint":
             extent = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)
-            side = np.maximum(side, extent * contract.context_factor)
+            side = np.maximum(side, extent * contract.context_factor + 2 * contract.buffer_metres)
         size = side[:, None] / metres
         least, greatest = size.min(axis=1), size.max(axis=1)
         sound = (smallest <= least) & (greatest <= np.minimum(least * stretch, largest))

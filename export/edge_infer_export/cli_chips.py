@@ -8,20 +8,27 @@ from typing import Any
 import click
 
 from edge_infer.cli import band_numbers
+from edge_infer.errors import Refused
+
+_OF_ONE_PAIR = ("imagery", "footprints", "layer", "where", "imagery_crs", "footprints_crs", "event", "place")
 
 
 @click.command()
 @click.option(
     "--imagery",
-    required=True,
     multiple=True,
     type=click.Path(path_type=Path),
     help="A raster, a folder of rasters, or a VRT; may be given several times.",
 )
+@click.option("--footprints", type=click.Path(path_type=Path), help="Any vector source with labels.")
 @click.option(
-    "--footprints", required=True, type=click.Path(path_type=Path), help="Any vector source with labels."
+    "--pairs",
+    "pairs_file",
+    type=click.Path(path_type=Path),
+    help="Instead of those two: CSV with a row for each pair; columns imagery (several separated by ;), "
+    "footprints and, as needed, label_field, layer, where, imagery_crs, footprints_crs, event, place.",
 )
-@click.option("--label-field", required=True, help="Column that holds the label.")
+@click.option("--label-field", help="Column that holds the label.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--classes",
@@ -29,11 +36,16 @@ from edge_infer.cli import band_numbers
 )
 @click.option("--ignore-label", "ignore_labels", multiple=True, help="Value to leave out; may be repeated.")
 @click.option(
+    "--emd",
+    type=click.Path(path_type=Path),
+    help="Esri .emd or .dlpk: its classes, chip size, bands, window and blackening, where not said here.",
+)
+@click.option("--event", help="Name of the disaster, for `train --test-event`.")
+@click.option("--place", help="Name of the area, for `train --test-area`.")
+@click.option(
     "--window",
     type=click.Choice(["fixed", "footprint"]),
-    default="fixed",
-    show_default=True,
-    help="The same ground size for all, or as large as the footprint needs.",
+    help="The same ground size for all, or as large as the footprint needs. [default: fixed]",
 )
 @click.option(
     "--ground-metres",
@@ -45,12 +57,20 @@ from edge_infer.cli import band_numbers
 @click.option(
     "--context",
     type=click.FloatRange(min=0, min_open=True),
-    default=1.5,
-    show_default=True,
-    help="Side of a footprint window over the side of its footprint.",
+    help="Side of a footprint window over the side of its footprint. [default: 1.5; 1 with --buffer-metres]",
 )
 @click.option(
-    "--chip-pixels", type=click.IntRange(8, 2048), default=96, show_default=True, help="Side of a chip."
+    "--buffer-metres",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Ground added on each side of a footprint window.",
+)
+@click.option("--chip-pixels", type=click.IntRange(8, 2048), help="Side of a chip. [default: 96]")
+@click.option(
+    "--blacken/--no-blacken",
+    default=None,
+    help="Make black what lies outside of the footprint, here and in `run`. [default: --no-blacken]",
 )
 @click.option("--bands", help="Band numbers in the order wanted, such as 3,2,1. [default: all but alpha]")
 @click.option(
@@ -73,15 +93,69 @@ from edge_infer.cli import band_numbers
     show_default=True,
     help="A window that holds less valid imagery than this share gives no chip.",
 )
+@click.option(
+    "--chip-format",
+    type=click.Choice(["png", "tiff", "jpeg"]),
+    default="png",
+    show_default=True,
+    help="PNG and TIFF lose nothing.",
+)
+@click.option(
+    "--jpeg-quality", type=click.IntRange(1, 95), default=90, show_default=True, help="Of JPEG chips."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["own", "esri", "imagenet"]),
+    default="own",
+    show_default=True,
+    help="As `train` reads it, as Esri Labeled_Tiles, or a folder for each class.",
+)
+@click.option(
+    "--table",
+    type=click.Choice(["gpkg", "parquet"]),
+    default="gpkg",
+    show_default=True,
+    help="Chip table as GeoPackage or GeoParquet.",
+)
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Reader threads.")
 @click.option("--overwrite", is_flag=True, help="Replace --out if it holds chips.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
-def chips(*, classes: str | None, bands: str | None, quiet: bool, **options: Any) -> None:
+def chips(
+    *,
+    pairs_file: Path | None,
+    label_field: str | None,
+    classes: str | None,
+    bands: str | None,
+    emd: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Cut a labelled chip of every footprint, exactly as `run` will cut them."""
     from edge_infer_export.chips import ChipsRequest, cut_chips
+    from edge_infer_export.emd import chip_options, read_emd
     from edge_infer_export.labels import parse_classes
+    from edge_infer_export.pairs import Pair, read_pairs
 
+    one = {name: options.pop(name) for name in _OF_ONE_PAIR}
+    if pairs_file is not None:
+        idle = [f"--{name.replace('_', '-')}" for name, value in one.items() if value]
+        if idle:
+            raise Refused(f"--pairs says it all; leave out {', '.join(idle)}, or put it into {pairs_file}")
+        pairs = read_pairs(pairs_file, label_field=label_field)
+    elif one["imagery"] and one["footprints"] and label_field:
+        texts = {name: value or "" for name, value in one.items() if name in {"event", "place"}}
+        pairs = (Pair(label_field=label_field, **{**one, **texts}),)
+    else:
+        raise Refused("wanted --imagery, --footprints and --label-field, or --pairs FILE")
+    said = {
+        **options,
+        "classes": None if classes is None else parse_classes(classes),
+        "bands": band_numbers(bands),
+    }
+    if options["context"] is None and options["buffer_metres"]:
+        said["context"] = 1.0
+    meant = {} if emd is None else chip_options(read_emd(emd))
     request = ChipsRequest(
-        classes=None if classes is None else parse_classes(classes), bands=band_numbers(bands), **options
+        pairs=pairs, **{**meant, **{name: value for name, value in said.items() if value is not None}}
     )
     click.echo(cut_chips(request, quiet=quiet).describe())

@@ -1,77 +1,107 @@
-"""Labelled chips on disk, and in memory.
+"""Labelled chips as a table, with pixels that are read from disk as they are wanted.
 
 A folder of chips holds
 
     chips.json            contract, classes, options and counts
-    chips.gpkg            layer `chips`: one point a chip, EPSG:4326, with its file, class and origin
-    chips/000000012.png   the pixels, named after the footprint's feature id; lossless
-
-Chips of three bands are RGB pictures. Any other number of bands stand side by side in one grey picture.
+    chips.gpkg            one row a chip: its file, class and origin (see `chiptable`); or chips.parquet
+    chips/000000012.png   the pixels; or .tif, .jpg (see `pictures`)
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from edge_infer.errors import OutputError, Refused
+from edge_infer.errors import Refused
 from edge_infer.manifest import ChipContract
+from edge_infer_export.chiptable import ChipRecord, read_table
+from edge_infer_export.chipwriter import CHIPS_FORMAT, MARKER, ChipWriter, refuse_folder
+from edge_infer_export.pictures import UnreadableChip, read_chip, read_header, stored_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-CHIPS_FORMAT = 1
-"""Value of `format` in chips.json; any other is refused."""
+    from edge_infer_export.pictures import Header
 
-_FIELDS = ("chip", "source_fid", "class", "image", "gsd_m", "ground_m", "valid_fraction", "x", "y")
+__all__ = ["ChipRecord", "ChipWriter", "Chips", "read_chips", "refuse_folder"]
+
+_HEADER_THREADS = 4
+_MOST_NAMED = 5
+"""A message names at most so many chips."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Chips:
-    """Labelled chips in memory; all arrays have one entry a chip."""
+    """Labelled chips; all arrays have one entry a chip, the pixels stay on disk until `read`."""
 
     contract: ChipContract
     classes: tuple[str, ...]
     """The K class names."""
-    pixels: NDArray[np.uint8]
-    """uint8, (n, S, S, C)."""
+    file: NDArray[np.object_]
+    """object (str), (n,): path of each chip's picture."""
     targets: NDArray[np.int64]
     """int64, (n,): index into `classes`."""
     longitude: NDArray[np.float64]
-    """float64, (n,): of the window's centre, degrees."""
+    """float64, (n,): of the window's centre, degrees; NaN where nobody knows."""
     latitude: NDArray[np.float64]
     """float64, (n,)."""
     ground_metres: NDArray[np.float64]
     """float64, (n,): side of the window in true ground metres."""
+    gsd_metres: NDArray[np.float64]
+    """float64, (n,): true ground metres a pixel of the image, along the coarser axis."""
+    event: NDArray[np.object_]
+    """object (str), (n,): name of the disaster; empty where none was given."""
+    place: NDArray[np.object_]
+    """object (str), (n,): name of the area; empty where none was given."""
+    image: NDArray[np.object_]
+    """object (str), (n,): the image that the chip shows a part of."""
+    source_fid: NDArray[np.int64]
+    """int64, (n,): feature id of the footprint."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(file, reason) of chips that cannot be read. They are in none of the arrays, and must be told of."""
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together."""
-        count = len(self.pixels)
-        if self.pixels.dtype != np.uint8 or self.pixels.shape[1:] != self.contract.chip_shape:
-            raise Refused(
-                f"chips are {self.pixels.dtype} of shape {self.pixels.shape[1:]}, wanted uint8 of shape "
-                f"{self.contract.chip_shape}"
-            )
-        for name in ("targets", "longitude", "latitude", "ground_metres"):
+        count = len(self.file)
+        for name in _COLUMNS:
             if getattr(self, name).shape != (count,):
                 raise Refused(f"{name} has shape {getattr(self, name).shape}, wanted ({count},)")
+        # False for NaN, too.
+        if not ((self.ground_metres > 0) & (self.ground_metres < np.inf)).all():
+            raise Refused("ground_metres must be positive numbers of metres")
         if count and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise Refused(
                 f"targets lie in {self.targets.min()}..{self.targets.max()} for {len(self.classes)} classes"
             )
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.file)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Decode the chips at `rows`, int64 (k,): uint8, (k, S, S, C). May be called from any thread.
+
+        Raises:
+            Refused: the picture of one of them cannot be decoded; the message names it.
+
+        """
+        shape = self.contract.chip_shape
+        pixels = np.empty((len(rows), *shape), np.uint8)
+        for place, row in enumerate(rows):
+            pixels[place] = read_chip(Path(self.file[row]), shape)
+        return pixels
+
+    def take(self, rows: NDArray[np.int64]) -> Chips:
+        """Give the chips at `rows`, in that order."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
     def counts(self, rows: NDArray[np.int64] | None = None) -> dict[str, int]:
         """Chips of each class, of all or of the rows given."""
@@ -79,150 +109,29 @@ class Chips:
         numbers = np.bincount(targets, minlength=len(self.classes))
         return dict(zip(self.classes, numbers.tolist(), strict=True))
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChipRecord:
-    """Where one chip comes from."""
-
-    source_fid: int
-    label: str
-    """Its class."""
-    image: str
-    gsd_metres: float
-    """Of the image there, coarser axis."""
-    ground_metres: float
-    """Side of the window."""
-    valid_fraction: float
-    longitude: float
-    latitude: float
+    def warnings(self) -> tuple[str, ...]:
+        """Give a line for each thing that people must be told of before they trust these chips."""
+        if not self.unreadable:
+            return ()
+        total = len(self) + len(self.unreadable)
+        return (f"{len(self.unreadable):,} of {total:,} chips are left out: {_named(self.unreadable)}",)
 
 
-class ChipWriter:
-    """Writes a folder of chips; it takes its name only when it is complete.
-
-    Use it as a context manager: `add` the chips, then `finish`. Left without `finish`, nothing stays.
-    """
-
-    def __init__(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Prepare the folder.
-
-        Raises:
-            OutputError: the folder exists, without `overwrite` or with other things than chips in it, or it
-                cannot be written.
-
-        """
-        refuse_folder(folder, marker="chips.json", overwrite=overwrite)
-        self._folder = folder = folder.absolute()
-        self._draft = folder.with_name(folder.name + ".partial")
-        self._records: list[ChipRecord] = []
-
-    def __enter__(self) -> ChipWriter:
-        shutil.rmtree(self._draft, ignore_errors=True)
-        try:
-            (self._draft / "chips").mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self._folder} cannot be written: {error.strerror}; name another folder"
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._draft, ignore_errors=True)
-
-    def add(self, chip: NDArray[np.uint8], record: ChipRecord) -> None:
-        """Write one chip, uint8 (S, S, C)."""
-        _picture(chip).save(self._draft / _chip_file(record.source_fid), compress_level=1)
-        self._records.append(record)
-
-    def finish(
-        self,
-        contract: ChipContract,
-        classes: Sequence[str],
-        *,
-        statuses: Mapping[str, int],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Write the index and give the folder its name.
-
-        Args:
-            contract: what every chip is.
-            classes: class names, in the order the model will have.
-            statuses: number of footprints by what became of them.
-            options: what the chips were made with, for the record.
-
-        """
-        self._records.sort(key=lambda record: record.source_fid)
-        self._write_index()
-        facts = {
-            "format": CHIPS_FORMAT,
-            "library": f"edge-infer {version('edge-infer')}",
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "contract": contract.to_json(),
-            "classes": list(classes),
-            "counts": {name: sum(r.label == name for r in self._records) for name in classes},
-            "statuses": dict(statuses),
-            "options": dict(options),
-        }
-        (self._draft / "chips.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._draft.rename(self._folder)
-
-    def _write_index(self) -> None:
-        import pyogrio.raw
-        import shapely
-
-        records = self._records
-        x = np.array([record.longitude for record in records], np.float64)
-        y = np.array([record.latitude for record in records], np.float64)
-        columns = (
-            np.array([_chip_file(record.source_fid) for record in records], object),
-            np.array([record.source_fid for record in records], np.int64),
-            np.array([record.label for record in records], object),
-            np.array([record.image for record in records], object),
-            np.array([record.gsd_metres for record in records], np.float64),
-            np.array([record.ground_metres for record in records], np.float64),
-            np.array([record.valid_fraction for record in records], np.float64),
-            x,
-            y,
-        )
-        pyogrio.raw.write(
-            self._draft / "chips.gpkg",
-            shapely.to_wkb(shapely.points(x, y)),
-            list(columns),
-            list(_FIELDS),
-            layer="chips",
-            driver="GPKG",
-            geometry_type="Point",
-            crs="EPSG:4326",
-        )
-
-
-def refuse_folder(folder: Path, *, marker: str, overwrite: bool) -> None:
-    """Raise `OutputError` unless a folder may be made here, or replaced.
-
-    With `overwrite`, a folder is replaced only where it holds the file `marker` or nothing at all: no other
-    folder is ever deleted.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file, wanted a folder; name another one")
-    if not any(folder.iterdir()):
-        return
-    if not (folder / marker).is_file():
-        raise OutputError(f"{folder} holds other things (no {marker} in it); name another folder")
-    if not overwrite:
-        raise OutputError(f"{folder} exists; name another folder or say --overwrite")
+_COLUMNS = tuple(
+    field.name for field in fields(Chips) if field.name not in {"contract", "classes", "unreadable"}
+)
 
 
 def read_chips(folders: Sequence[str | Path]) -> Chips:
-    """Read one or more folders of chips as one set.
+    """Open one or more folders of chips as one set.
 
-    The folders must have one contract (but for the coarsest GSD, of which the coarser counts) and the same
-    classes; their order is that of the first folder.
+    Only the headers of the pictures are read. The folders must have one contract (but for the coarsest GSD,
+    of which the coarser counts) and the same classes; their order is that of the first folder. Pictures that
+    cannot be read are listed in `unreadable`.
 
     Raises:
-        Refused: a folder is incomplete, or the folders do not fit together.
+        Refused: a folder is incomplete, no chip of it can be read, its pictures are of several sizes, or the
+            folders do not fit together.
 
     """
     sets = [_read_folder(Path(folder)) for folder in folders]
@@ -231,7 +140,7 @@ def read_chips(folders: Sequence[str | Path]) -> Chips:
     first = sets[0]
     coarsest = max(chips.contract.coarsest_gsd_metres for chips in sets)
     contract = replace(first.contract, coarsest_gsd_metres=coarsest)
-    targets = []
+    aligned = []
     for folder, chips in zip(folders, sets, strict=True):
         if replace(chips.contract, coarsest_gsd_metres=coarsest) != contract:
             raise Refused(
@@ -244,16 +153,10 @@ def read_chips(folders: Sequence[str | Path]) -> Chips:
                 f"{', '.join(first.classes)}; cut them with the same --classes"
             )
         order = np.array([first.classes.index(name) for name in chips.classes], np.int64)
-        targets.append(order[chips.targets])
-    return Chips(
-        contract=contract,
-        classes=first.classes,
-        pixels=np.concatenate([chips.pixels for chips in sets]),
-        targets=np.concatenate(targets),
-        longitude=np.concatenate([chips.longitude for chips in sets]),
-        latitude=np.concatenate([chips.latitude for chips in sets]),
-        ground_metres=np.concatenate([chips.ground_metres for chips in sets]),
-    )
+        aligned.append(replace(chips, classes=first.classes, targets=order[chips.targets]))
+    columns = {name: np.concatenate([getattr(chips, name) for chips in aligned]) for name in _COLUMNS}
+    unreadable = tuple(entry for chips in sets for entry in chips.unreadable)
+    return Chips(contract=contract, classes=first.classes, unreadable=unreadable, **columns)
 
 
 def _difference(one: ChipContract, other: ChipContract) -> str:
@@ -266,7 +169,7 @@ def _difference(one: ChipContract, other: ChipContract) -> str:
 
 
 def _read_folder(folder: Path) -> Chips:
-    facts_path = folder / "chips.json"
+    facts_path = folder / MARKER
     try:
         facts = json.loads(facts_path.read_text(encoding="utf-8"))
         if facts["format"] != CHIPS_FORMAT:
@@ -275,73 +178,77 @@ def _read_folder(folder: Path) -> Chips:
             )
         contract = ChipContract.from_json(facts["contract"])
         classes = tuple(str(name) for name in facts["classes"])
+        table = folder / Path(facts["table"]).name
     except OSError as error:
         raise Refused(
-            f"{facts_path} cannot be read ({error.strerror}); wanted a folder that `edge-infer chips` made"
+            f"{facts_path} cannot be read ({error.strerror}); wanted a folder that `edge-infer chips` made; "
+            f"chips of other programs are taken over by: edge-infer import-chips {folder} --out FOLDER"
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(f"{facts_path} is incomplete or malformed: {error!r}; cut the chips again") from error
-    index = _read_index(folder / "chips.gpkg")
-    unknown = set(index["class"]) - set(classes)
+    index = read_table(table)
+    unknown = Counter(name for name in index["class"].tolist() if name not in classes)
     if unknown:
-        raise Refused(
-            f"{folder / 'chips.gpkg'} holds classes that chips.json does not name: "
-            f"{', '.join(sorted(map(str, unknown)))}; cut the chips again"
-        )
-    pixels = np.empty((len(index["chip"]), *contract.chip_shape), np.uint8)
-    for place, name in enumerate(index["chip"]):
-        pixels[place] = _read_chip(folder / "chips" / Path(name).name, contract)
+        listed = ", ".join(f"{name} ({number:,})" for name, number in sorted(unknown.items()))
+        raise Refused(f"{table} holds classes that {MARKER} does not name: {listed}; cut the chips again")
     numbers = {name: number for number, name in enumerate(classes)}
-    return Chips(
+    chips = Chips(
         contract=contract,
         classes=classes,
-        pixels=pixels,
+        file=np.array([str(folder / "chips" / Path(name).name) for name in index["chip"]], object),
         targets=np.array([numbers[name] for name in index["class"]], np.int64),
-        longitude=index["x"].astype(np.float64),
-        latitude=index["y"].astype(np.float64),
-        ground_metres=index["ground_m"].astype(np.float64),
+        longitude=index["x"],
+        latitude=index["y"],
+        ground_metres=index["ground_m"],
+        gsd_metres=index["gsd_m"],
+        event=index["event"],
+        place=index["place"],
+        image=index["image"],
+        source_fid=index["source_fid"],
     )
+    return _only_readable(chips, folder)
 
 
-def _read_index(path: Path) -> dict[str, NDArray[Any]]:
-    import pyogrio.errors
-    import pyogrio.raw
-
-    try:
-        facts, _, _, columns = pyogrio.raw.read(
-            path, layer="chips", read_geometry=False, columns=list(_FIELDS)
-        )
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-        raise Refused(f"{path} cannot be read ({error}); cut the chips again") from error
-    index = dict(zip(facts["fields"].tolist(), columns, strict=True))
-    missing = [name for name in _FIELDS if name not in index]
-    if missing:
-        raise Refused(f"{path} lacks the columns {', '.join(missing)}; cut the chips again")
-    return index
-
-
-def _chip_file(source_fid: int) -> str:
-    return f"chips/{source_fid:09d}.png"
-
-
-def _picture(chip: NDArray[np.uint8]) -> Image.Image:
-    if chip.shape[2] == 3:
-        return Image.fromarray(chip)
-    return Image.fromarray(np.concatenate(list(np.moveaxis(chip, 2, 0)), axis=1))
-
-
-def _read_chip(path: Path, contract: ChipContract) -> NDArray[np.uint8]:
-    side, _, bands = contract.chip_shape
-    try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture)
-    except (OSError, UnidentifiedImageError) as error:
-        raise Refused(f"{path} cannot be read ({error}); cut the chips again") from error
-    if bands != 3 and values.shape == (side, side * bands):
-        values = np.stack(np.split(values, bands, axis=1), axis=2)
-    if values.dtype != np.uint8 or values.shape != contract.chip_shape:
+def _only_readable(chips: Chips, folder: Path) -> Chips:
+    """Look at every header: leave out what cannot be read, refuse pictures of several shapes."""
+    headers = look_at_headers(chips.file)
+    bad = np.array([isinstance(header, UnreadableChip) for header in headers], bool)
+    unreadable = tuple(
+        (str(file), str(header).removeprefix(f"{file} "))
+        for file, header in zip(chips.file[bad], np.array(headers, object)[bad], strict=True)
+    )
+    if len(chips) and bad.all():
+        raise Refused(f"no chip in {folder} can be read: {_named(unreadable)}; cut the chips again")
+    width, height, bands = stored_size(chips.contract.chip_shape)
+    others = [
+        (str(file), f"{header.width} x {header.height}, {header.bands} bands")
+        for file, header in zip(chips.file, headers, strict=True)
+        if not isinstance(header, UnreadableChip)
+        and (header.width, header.height, header.bands, header.eight_bit) != (width, height, bands, True)
+    ]
+    if others:
         raise Refused(
-            f"{path} is {values.dtype} {values.shape}, wanted uint8 {contract.chip_shape}; "
-            "cut the chips again"
+            f"{folder}: {len(others):,} of {len(chips):,} chips are of another shape: {_named(others)}; "
+            f"wanted {width} x {height} pixels, {bands} bands of 8 bits: cut the chips again"
         )
-    return values
+    return replace(chips.take(np.flatnonzero(~bad)), unreadable=unreadable)
+
+
+def look_at_headers(files: NDArray[np.object_] | Sequence[str | Path]) -> list[Header | UnreadableChip]:
+    """Read the header of every picture; for those that cannot be read, the error stands in its place."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        warnings.simplefilter("ignore")  # Pillow's remarks on files that it then cannot read
+        return list(pool.map(_try_header, files))
+
+
+def _try_header(file: str | Path) -> Header | UnreadableChip:
+    try:
+        return read_header(Path(file))
+    except UnreadableChip as error:
+        return error
+
+
+def _named(entries: Sequence[tuple[str, Any]]) -> str:
+    shown = "; ".join(f"{Path(file).name}: {reason}" for file, reason in entries[:_MOST_NAMED])
+    more = len(entries) - _MOST_NAMED
+    return shown if more <= 0 else f"{shown} and {more:,} more"

@@ -18,6 +18,7 @@ from edge_infer.footprints import open_layer, read_field, read_footprints
 from edge_infer.request import RunRequest
 from edge_infer_export.chips import ChipsRequest, cut_chips
 from edge_infer_export.export import export_bundle
+from edge_infer_export.pairs import Pair
 from edge_infer_export.runfolder import train_to_folder
 from edge_infer_export.scores import confusion_matrix
 from edge_infer_export.town.files import LABEL_FIELD, TOWN_CRS, write_town
@@ -94,11 +95,15 @@ def run_demo(folder: str | Path, *, overwrite: bool = False, say: Say = lambda _
         town = write_town(folder)
     with _stage(f"cut chips where {TRAINED_ON}", say):
         request = ChipsRequest(
-            imagery=(town.imagery,),
-            footprints=town.footprints,
-            label_field=LABEL_FIELD,
+            pairs=(
+                Pair(
+                    imagery=(town.imagery,),
+                    footprints=town.footprints,
+                    label_field=LABEL_FIELD,
+                    where=TRAINED_ON,
+                ),
+            ),
             out=chips,
-            where=TRAINED_ON,
             chip_pixels=CHIP_PIXELS,
             overwrite=True,
         )

@@ -26,6 +26,8 @@ def contract_values(**changes: Any) -> dict[str, Any]:
 @given(
     ground=SIZES,
     factor=SIZES,
+    buffer=st.floats(0, 1e6),
+    blacken=st.booleans(),
     gsd=SIZES,
     pixels=st.integers(8, 2048),
     mode=st.sampled_from(["fixed", "footprint"]),
@@ -34,11 +36,13 @@ def contract_values(**changes: Any) -> dict[str, Any]:
     low=st.integers(0, 1000),
     span=st.integers(1, 60000),
 )
-def test_contract_survives_json(ground, factor, gsd, pixels, mode, dtype, bands, low, span):
+def test_contract_survives_json(ground, factor, buffer, blacken, gsd, pixels, mode, dtype, bands, low, span):
     contract = ChipContract(
         window_mode=mode,
         ground_metres=ground,
         context_factor=factor,
+        buffer_metres=buffer,
+        blacken=blacken,
         chip_pixels=pixels,
         bands=tuple(bands),
         dtype=dtype,
@@ -56,6 +60,9 @@ def test_contract_survives_json(ground, factor, gsd, pixels, mode, dtype, bands,
         {"ground_metres": 0},
         {"ground_metres": math.nan},
         {"context_factor": -1},
+        {"buffer_metres": -1.0},
+        {"buffer_metres": math.nan},
+        {"blacken": 1},
         {"coarsest_gsd_metres": math.inf},
         {"chip_pixels": 7},
         {"chip_pixels": 2049},

@@ -149,17 +149,19 @@ def test_a_footprint_across_the_date_line_is_small():
     metres=arrays(np.float64, (5, 2), elements=st.floats(0.03, 10)),
     mode=st.sampled_from(["fixed", "footprint"]),
     factor=st.floats(0.5, 4),
+    buffer=st.floats(0, 200),
 )
-def test_windows_are_square_on_the_ground_and_centred(bounds, metres, mode, factor):
+def test_windows_are_square_on_the_ground_and_centred(bounds, metres, mode, factor, buffer):
     bounds = np.hstack([np.minimum(bounds[:, :2], bounds[:, 2:]), np.maximum(bounds[:, :2], bounds[:, 2:])])
-    windows = ground_windows(bounds, metres, contract(window_mode=mode, context_factor=factor))
+    meant = contract(window_mode=mode, context_factor=factor, buffer_metres=buffer)
+    windows = ground_windows(bounds, metres, meant)
     sides = windows.boxes[:, 2:] * metres
     assert sides[:, 0] == pytest.approx(sides[:, 1])
     assert (sides[:, 0] >= 30 * (1 - 1e-9)).all()
     middle = windows.boxes[:, :2] + windows.boxes[:, 2:] / 2
     assert middle == pytest.approx((bounds[:, :2] + bounds[:, 2:]) / 2, abs=1e-6)
     extent = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)
-    wanted = np.full(5, 30.0) if mode == "fixed" else np.maximum(30, extent * factor)
+    wanted = np.full(5, 30.0) if mode == "fixed" else np.maximum(30, extent * factor + 2 * buffer)
     assert sides[:, 0] == pytest.approx(wanted)
     assert (windows.gsd_metres == metres.max(axis=1)).all()
 
