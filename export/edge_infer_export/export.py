@@ -2,9 +2,10 @@
 
 A run folder holds
 
-    model.pt     state dict of the network, tensors only
-    train.json   name, classes, contract, normalisation, metrics (see `_Run`)
-    golden.npy   uint8 (n, S, S, C), chips that were not trained on
+    model.pt          state dict of the network, tensors only
+    train.json        name, classes, contract, normalisation, facts (see `Run`)
+    evaluation.json   how the network fared on chips that it was not trained on (see `evaluation`)
+    golden.npy        uint8 (n, S, S, C), chips that were not trained on
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from edge_infer.bundle import (
     EVALUATION_MEMBER,
+    FP16_MEMBER,
     GOLDEN_CHIPS_MEMBER,
     GOLDEN_EXPECTED_MEMBER,
     MODEL_MEMBER,
@@ -28,9 +30,12 @@ from edge_infer.bundle import (
 )
 from edge_infer.errors import OutputError, Refused
 from edge_infer.manifest import ChipContract, Manifest
+from edge_infer_export.evaluation import EVALUATION_FILE, EVALUATION_FORMAT
 from edge_infer_export.graph import Classifier, export_graph
+from edge_infer_export.half import compare_half, half_graph
 from edge_infer_export.parity import measure
 from edge_infer_export.resnet import ResNet
+from edge_infer_export.thresholds import read_thresholds
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,10 +48,13 @@ GOLDEN_CHIPS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Run:
+class Run:
+    """A training run, read and checked."""
+
     manifest: Manifest
     network: ResNet
-    metrics: dict[str, Any]
+    evaluation: dict[str, Any]
+    """What evaluation.json holds."""
     golden_chips: npt.NDArray[np.uint8]
     """Shape (n, S, S, C)."""
 
@@ -56,8 +64,12 @@ def export_bundle(
 ) -> Bundle:
     """Make a bundle of the network that a training run left behind.
 
+    The thresholds of the evaluation stand in the manifest's facts too, beside the temperature: who reads the
+    manifest alone can use both.
+
     The same chips go through PyTorch, ONNX Runtime and OpenVINO; the figures stand in the manifest's facts
-    under `parity`. Equal runs give equal bundles, byte by byte, on machines with the same libraries.
+    under `parity`. The FP16 twin of the graph goes in if it says the same (facts under `fp16`). Equal runs
+    give equal bundles, byte by byte, on machines with the same libraries.
 
     Args:
         run: folder of the training run.
@@ -73,7 +85,7 @@ def export_bundle(
     """
     run, out = Path(run), Path(out)
     _check_place(out, overwrite=overwrite)
-    trained = _read_run(run, name)
+    trained = read_run(run, name=name)
     manifest = trained.manifest
     classifier = Classifier(
         trained.network, mean=manifest.mean, std=manifest.std, temperature=manifest.temperature
@@ -81,12 +93,15 @@ def export_bundle(
     model_onnx = export_graph(classifier, manifest.contract.chip_shape)
     parity, expected = measure(classifier, model_onnx, trained.golden_chips)
     parity.require()
+    half_onnx = half_graph(model_onnx)
+    half = compare_half(model_onnx, half_onnx, trained.golden_chips)
     return write_bundle(
         out,
-        replace(manifest, facts={**manifest.facts, "parity": parity.to_json()}),
+        replace(manifest, facts={**manifest.facts, "parity": parity.to_json(), "fp16": half.to_json()}),
         {
             MODEL_MEMBER: model_onnx,
-            EVALUATION_MEMBER: json.dumps(trained.metrics, indent=1).encode() + b"\n",
+            **({FP16_MEMBER: half_onnx} if half.passed else {}),
+            EVALUATION_MEMBER: json.dumps(trained.evaluation, indent=1).encode() + b"\n",
             GOLDEN_CHIPS_MEMBER: _to_npy(trained.golden_chips),
             GOLDEN_EXPECTED_MEMBER: _to_npy(expected),
         },
@@ -102,7 +117,17 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{out.parent} is no folder; make it first")
 
 
-def _read_run(folder: Path, name: str | None) -> _Run:
+def read_run(folder: Path, *, name: str | None = None) -> Run:
+    """Read what a training left behind.
+
+    Args:
+        folder: of the run.
+        name: name of the model, if not the run's own.
+
+    Raises:
+        Refused: the run is incomplete or damaged.
+
+    """
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder; wanted a training run, as `edge-infer train` makes it")
     path = folder / "train.json"
@@ -130,12 +155,35 @@ def _read_run(folder: Path, name: str | None) -> _Run:
             temperature=float(values["temperature"]),
             facts={"training": dict(values["facts"])},
         )
-        metrics = dict(values["metrics"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused(f"{path} is incomplete or malformed: {error!r}; train again") from error
     _load_weights(network, folder / "model.pt")
-    chips = _read_golden_chips(folder / "golden.npy", contract)
-    return _Run(manifest=manifest, network=network, metrics=metrics, golden_chips=chips)
+    evaluation, thresholds = _read_evaluation(folder / EVALUATION_FILE, manifest.classes)
+    return Run(
+        manifest=replace(manifest, facts={**manifest.facts, "thresholds": thresholds}),
+        network=network,
+        evaluation=evaluation,
+        golden_chips=_read_golden_chips(folder / "golden.npy", contract),
+    )
+
+
+def _read_evaluation(path: Path, classes: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read evaluation.json: all of it, and the thresholds of each class as plain JSON values."""
+    try:
+        values = json.loads(_read(path), parse_constant=_refuse_constant)
+        found = dict(values)
+        if found["format"] != EVALUATION_FORMAT:
+            raise Refused(
+                f"{path}: evaluation format {found['format']!r}, wanted {EVALUATION_FORMAT}; train again"
+            )
+        if tuple(found["per_class"]) != classes:
+            raise Refused(
+                f"{path} judges {', '.join(found['per_class'])}, wanted {', '.join(classes)}; train again"
+            )
+        thresholds = read_thresholds(found, classes)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Refused(f"{path} is incomplete or malformed: {error!r}; train again") from error
+    return found, {label: chosen.to_json() for label, chosen in thresholds.items()}
 
 
 def _architecture_name(blocks: tuple[int, ...], width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,20 +75,83 @@ def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
 
 
-def calibration_error(
-    probabilities: NDArray[np.float64], targets: NDArray[np.int64], bins: int = 10
-) -> float | None:
-    """Measure the expected calibration error: mean gap between confidence and accuracy, equal-width bins.
+BINS = 10
+"""Of a reliability diagram, equally wide."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reliability:
+    """Chips by the confidence of their prediction, in equally wide bins."""
+
+    chips: NDArray[np.int64]
+    """int64, (bins,)."""
+    confidence: NDArray[np.float64]
+    """float64, (bins,): mean of the bin's chips; NaN where there are none."""
+    accuracy: NDArray[np.float64]
+    """float64, (bins,): share of the bin's chips that are right; NaN where there are none."""
+
+    @property
+    def calibration_error(self) -> float | None:
+        """Mean gap between confidence and accuracy, weighted by chips; None without chips."""
+        if not self.chips.sum():
+            return None
+        gaps = np.abs(np.nan_to_num(self.confidence) - np.nan_to_num(self.accuracy))
+        return float((gaps * self.chips).sum() / self.chips.sum())
+
+
+def reliability(
+    probabilities: NDArray[np.float64], targets: NDArray[np.int64], bins: int = BINS
+) -> Reliability:
+    """Sort chips by confidence and compare it with how often they are right.
 
     After Guo et al., On Calibration of Modern Neural Networks (2017), https://arxiv.org/abs/1706.04599.
+
+    Args:
+        probabilities: (n, K).
+        targets: int64, (n,).
+        bins: number of bins.
+
     """
-    if len(targets) == 0:
-        return None
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == targets
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(targets))
+    chips = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            chips=chips,
+            confidence=np.bincount(place, confidence, minlength=bins) / chips,
+            accuracy=np.bincount(place, right, minlength=bins) / chips,
+        )
+
+
+def calibration_error(
+    probabilities: NDArray[np.float64], targets: NDArray[np.int64], bins: int = BINS
+) -> float | None:
+    """Measure the expected calibration error, see `Reliability.calibration_error`."""
+    return reliability(probabilities, targets, bins).calibration_error
+
+
+def calibration_figures(
+    probabilities: NDArray[np.float64], targets: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """Judge probabilities (n, K) as such: calibration error, negative log likelihood, Brier score.
+
+    The Brier score is the sum over classes of squared differences (Brier 1950, Verification of Forecasts
+    Expressed in Terms of Probability, Monthly Weather Review 78, 1-3): 0 at best, 2 at worst.
+    """
+    names = ("calibration_error", "negative_log_likelihood", "brier")
+    if len(targets) == 0:
+        return dict.fromkeys(names)
+    rows = np.arange(len(targets))
+    truth = np.zeros(probabilities.shape)
+    truth[rows, targets] = 1
+    likelihood = np.maximum(probabilities[rows, targets], 1e-12)
+    values = (
+        calibration_error(probabilities, targets),
+        float(-np.log(likelihood).mean()),
+        float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+    )
+    return dict(zip(names, values, strict=True))
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from edge_infer.bundle import open_bundle
 from edge_infer.errors import EdgeInferError, OutputError, Refused
-from edge_infer.manifest import ChipContract
 from edge_infer_export import export as export_module
 from edge_infer_export.cli_export import export as export_command
 from edge_infer_export.export import export_bundle
@@ -22,51 +21,20 @@ from edge_infer_export.parity import Parity, run_onnxruntime, run_pytorch
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONTRACT = ChipContract(
-    ground_metres=30, chip_pixels=32, bands=("red", "green", "blue"), coarsest_gsd_metres=0.5
-)
 
-
-@pytest.fixture
-def train_json():
-    return {
-        "format": 1,
-        "name": "town",
-        "created": "2025-06-01T12:00:00Z",
-        "architecture": {"blocks": [1, 2, 1, 1], "width": 8},
-        "contract": CONTRACT.to_json(),
-        "classes": ["burnt", "intact", "unclear"],
-        "colors": ["#d73027", "#1a9850", "#808080"],
-        "mean": [100.0, 110.0, 120.0],
-        "std": [50.0, 55.0, 60.0],
-        "temperature": 1.5,
-        "metrics": {"accuracy": 0.9},
-        "facts": {"epochs": 3},
-    }
-
-
-@pytest.fixture
-def run(tmp_path, make_network, make_chips, train_json):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    torch.save(make_network().state_dict(), folder / "model.pt")
-    np.save(folder / "golden.npy", make_chips(count=40))
-    (folder / "train.json").write_text(json.dumps(train_json))
-    return folder
-
-
-def test_bundle_holds_the_trained_network(run, tmp_path, make_network, make_chips):
+def test_bundle_holds_the_trained_network(run, tmp_path, make_network, make_chips, evaluation, train_json):
     bundle = export_bundle(run, tmp_path / "town.edgemodel")
     manifest = bundle.manifest
     assert manifest.name == "town"
-    assert manifest.contract == CONTRACT
+    assert manifest.contract.to_json() == train_json["contract"]
     assert manifest.classes == ("burnt", "intact", "unclear")
     assert manifest.architecture == "ResNet12 of width 8"
     assert manifest.parameters == sum(parameter.numel() for parameter in make_network().parameters())
     assert manifest.facts["training"] == {"epochs": 3}
     assert manifest.facts["parity"]["chips"] == 32
     assert max(manifest.facts["parity"]["max_difference"].values()) < 1e-5
-    assert bundle.read_json("evaluation.json") == {"accuracy": 0.9}
+    assert bundle.read_json("evaluation.json") == evaluation.to_json()
+    assert manifest.facts["thresholds"]["intact"] == {"high_precision": 0.9, "high_recall": 0.2}
 
     chips, expected = bundle.golden()
     np.testing.assert_array_equal(chips, make_chips(count=40)[:32])
@@ -114,7 +82,7 @@ def test_no_such_run(tmp_path):
     assert "is no folder" in refusal(tmp_path / "nowhere", tmp_path / "town.edgemodel")
 
 
-@pytest.mark.parametrize("name", ["model.pt", "train.json", "golden.npy"])
+@pytest.mark.parametrize("name", ["model.pt", "train.json", "evaluation.json", "golden.npy"])
 def test_a_missing_file(run, tmp_path, name):
     (run / name).unlink()
     assert f"{run / name} cannot be read" in refusal(run, tmp_path / "town.edgemodel")
@@ -166,8 +134,7 @@ def test_a_diverged_training(run, tmp_path, make_network):
         ({"mean": "no"}, "malformed"),
         ({"name": 5}, "malformed"),
         ({"name": "x"}, "model name"),
-        ({"metrics": None}, "malformed"),
-        ({"metrics": {"loss": float("nan")}}, "NaN is no JSON number"),
+        ({"facts": {"loss": float("nan")}}, "NaN is no JSON number"),
     ],
 )
 def test_a_malformed_description(run, tmp_path, train_json, changes, message):
@@ -179,6 +146,22 @@ def test_a_malformed_description(run, tmp_path, train_json, changes, message):
 def test_a_description_that_is_no_object(run, tmp_path, content):
     (run / "train.json").write_text(content)
     assert "malformed" in refusal(run, tmp_path / "town.edgemodel")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 7}, "evaluation format 7, wanted 1"),
+        ({"per_class": {"burnt": {}}}, "judges burnt, wanted burnt, intact, unclear"),
+        ({"per_class": None}, "malformed"),
+        ({"thresholds": {}}, "lacks thresholds"),
+        ({"accuracy": float("nan")}, "NaN is no JSON number"),
+    ],
+)
+def test_a_malformed_evaluation(run, tmp_path, changes, message):
+    path = run / "evaluation.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert message in refusal(run, tmp_path / "town.edgemodel")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss
 
-from edge_infer_export.scores import calibration_error, confusion_matrix, fit_temperature, score, softmax
+from edge_infer_export.scores import (
+    calibration_error,
+    calibration_figures,
+    confusion_matrix,
+    fit_temperature,
+    reliability,
+    score,
+    softmax,
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=30))
@@ -46,6 +56,40 @@ def test_calibration_error_is_the_gap_to_accuracy():
     assert calibration_error(sure, targets) == pytest.approx(0.95 - 0.80)
     honest = np.tile([0.8, 0.2], (100, 1))
     assert calibration_error(honest, targets) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.fixture
+def drawn():
+    """Probabilities (n, 3), and targets drawn by flatter ones."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 2, (800, 3))
+    return softmax(logits), (logits / 2 + rng.gumbel(size=logits.shape)).argmax(axis=1)
+
+
+def test_reliability_is_that_of_scikit_learn(drawn):
+    probabilities, targets = drawn
+    found = reliability(probabilities, targets)
+    right = probabilities.argmax(axis=1) == targets
+    accuracy, confidence = calibration_curve(right, probabilities.max(axis=1), n_bins=10)
+    held = found.chips > 0
+    np.testing.assert_allclose(found.accuracy[held], accuracy)
+    np.testing.assert_allclose(found.confidence[held], confidence)
+    assert np.isnan(found.accuracy[~held]).all()
+    assert found.chips.sum() == 800
+    gaps = np.abs(accuracy - confidence) * found.chips[held]
+    assert found.calibration_error == pytest.approx(gaps.sum() / 800)
+    assert (found.calibration_error or 0) > 0.1
+
+
+def test_calibration_figures_are_those_of_scikit_learn(drawn):
+    probabilities, targets = drawn
+    found = calibration_figures(probabilities, targets)
+    assert found["negative_log_likelihood"] == pytest.approx(log_loss(targets, probabilities))
+    # Summed over a chip's classes, each against the rest.
+    brier = sum(brier_score_loss(targets == k, probabilities[:, k]) for k in range(3))
+    assert found["brier"] == pytest.approx(brier)
+    assert found["calibration_error"] == calibration_error(probabilities, targets)
+    assert set(calibration_figures(probabilities[:0], targets[:0]).values()) == {None}
 
 
 @settings(deadline=None, max_examples=15)
