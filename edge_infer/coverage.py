@@ -14,14 +14,15 @@ data by a coarse look at those masks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
+from edge_infer import reasons
 from edge_infer.errors import ReadError
-from edge_infer.grid import full_turn, metres_per_pixel, transform_points, unwrap
+from edge_infer.grid import full_turn, metres_per_pixel, transform_points, transformation_accuracy, unwrap
 from edge_infer.imagery import GSD_TOLERANCE, Reader
 from edge_infer.plan import TileJob, plan
 from edge_infer.windows import ground_windows, pixel_bounds
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
     from pyproj import CRS
 
     from edge_infer.footprints import Footprints
-    from edge_infer.imagery import Grid, Image, Imagery
+    from edge_infer.imagery import Grid, Image, Imagery, Mask
     from edge_infer.manifest import ChipContract
 
 SHARE_TOLERANCE = 0.01
 """Valid shares that differ by no more count as equal."""
+
+DOUBTFUL_METRES = 5.0
+"""A house is some ten metres wide: where datums fit no better than this, a window may show the neighbour."""
 
 PIECE = 65_536
 """Footprints transformed at a time: the vertices of a million would take memory by the gigabyte."""
@@ -61,6 +65,12 @@ class Coverage:
     """(n,): true ground metres a pixel there, along the coarser axis; NaN without an image."""
     status: NDArray[Any]
     """(n,), object: `pending`, `outside_imagery`, `too_coarse` (with the image that is) or `bad_geometry`."""
+    reason: NDArray[Any]
+    """(n,), object: why, in a few words; None where the status is `pending`."""
+    bounds: NDArray[np.float64]
+    """(n, 4): of the footprint itself, as `pixel_bounds`; NaN without an image."""
+    footprints: Footprints
+    """The n footprints."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,15 +85,20 @@ class _Pairs:
     """(m, 4)"""
     gsd_metres: NDArray[np.float64]
     """(m,)"""
+    bounds: NDArray[np.float64]
+    """(m, 4)"""
 
     def take(self, chosen: NDArray[Any]) -> _Pairs:
-        return _Pairs(self.footprint[chosen], self.image[chosen], self.boxes[chosen], self.gsd_metres[chosen])
+        return _Pairs(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def cover(footprints: Footprints, imagery: Imagery, contract: ChipContract) -> Coverage:
     """Choose the image of each footprint by the rule at the top of this module."""
     count = len(footprints.geometries)
     pairs = _pair(footprints, imagery.images, contract)
+    # False for NaN, too.
+    known = np.all(pairs.boxes[:, 2:] <= _sizes(pairs, imagery.images) * MOST_OF_IMAGE, axis=1)
+    nowhere, pairs = pairs.footprint[~known], pairs.take(known)
     fine = pairs.gsd_metres <= contract.coarsest_gsd_metres * GSD_TOLERANCE
     chosen = _choose(pairs, fine, imagery.images)
     best = pairs.take(chosen)
@@ -93,27 +108,60 @@ def cover(footprints: Footprints, imagery: Imagery, contract: ChipContract) -> C
         boxes=np.full((count, 4), np.nan),
         gsd_metres=np.full(count, np.nan),
         status=np.full(count, "outside_imagery", dtype=object),
+        reason=np.full(count, reasons.OUTSIDE, dtype=object),
+        bounds=np.full((count, 4), np.nan),
+        footprints=footprints,
     )
+    coverage.reason[nowhere] = reasons.NO_WINDOW
     coverage.image[best.footprint] = best.image
     coverage.boxes[best.footprint] = best.boxes
     coverage.gsd_metres[best.footprint] = best.gsd_metres
+    coverage.bounds[best.footprint] = best.bounds
     coverage.status[best.footprint] = np.where(fine[chosen], "pending", "too_coarse")
+    coverage.reason[best.footprint] = None
+    coarse = best.take(~fine[chosen])
+    coverage.reason[coarse.footprint] = [
+        reasons.too_coarse(gsd, contract.coarsest_gsd_metres) for gsd in coarse.gsd_metres.tolist()
+    ]
     coverage.status[~footprints.usable] = "bad_geometry"
+    coverage.reason[~footprints.usable] = reasons.bad_geometries(footprints.geometries[~footprints.usable])
+    if contract.blacken:
+        flat = footprints.usable & (shapely.get_dimensions(footprints.geometries) < 2)
+        coverage.status[flat] = "bad_geometry"
+        coverage.reason[flat] = reasons.NO_AREA
     return coverage
+
+
+def doubtful_places(coverage: Coverage, images: Sequence[Image]) -> list[str]:
+    """Say where footprints are placed on images no better than `DOUBTFUL_METRES`, as datums differ.
+
+    Judged at one footprint for each reference system of the images.
+    """
+    notes: dict[str, str | None] = {}
+    source = coverage.footprints.crs
+    rows = np.flatnonzero(coverage.image >= 0)
+    used, first = np.unique(coverage.image[rows], return_index=True)
+    for number, row in zip(used.tolist(), rows[first].tolist(), strict=True):
+        crs = images[number].grid.crs
+        if crs.srs in notes:
+            continue
+        west, south, east, north = coverage.footprints.geometries[row].bounds
+        accuracy = transformation_accuracy(source, crs, (west + east) / 2, (south + north) / 2)
+        doubtful = accuracy is None or accuracy > DOUBTFUL_METRES
+        notes[crs.srs] = reasons.doubtful_place(source.name, crs.name, accuracy) if doubtful else None
+    return [note for note in notes.values() if note]
 
 
 def _pair(footprints: Footprints, images: Sequence[Image], contract: ChipContract) -> _Pairs:
     """Find all images whose pixels hold the middle of a footprint, with its window there."""
-    found = [_Pairs(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 4)), np.empty(0))]
+    nothing = np.empty((0, 4))
+    found = [_Pairs(np.empty(0, np.int64), np.empty(0, np.int32), nothing, np.empty(0), nothing)]
     for index, near in _near(footprints, [image.grid for image in images]):
         for start in range(0, len(near), PIECE):
             piece = near[start : start + PIECE]
             found.append(_place(footprints, piece, index, images[index].grid, contract))
     pairs = _Pairs(
-        np.concatenate([part.footprint for part in found]),
-        np.concatenate([part.image for part in found]),
-        np.concatenate([part.boxes for part in found]),
-        np.concatenate([part.gsd_metres for part in found]),
+        *(np.concatenate([getattr(part, field.name) for part in found]) for field in fields(_Pairs))
     )
     return pairs.take(np.lexsort((pairs.image, pairs.footprint)))
 
@@ -121,19 +169,18 @@ def _pair(footprints: Footprints, images: Sequence[Image], contract: ChipContrac
 def _place(
     footprints: Footprints, rows: NDArray[np.int64], index: int, grid: Grid, contract: ChipContract
 ) -> _Pairs:
-    """Give the windows of those footprints whose middle lies on one image."""
+    """Give the windows of those footprints whose middle lies on one image; NaN where none makes sense."""
     bounds = pixel_bounds(footprints.geometries[rows], footprints.crs, grid)
     centre = (bounds[:, :2] + bounds[:, 2:]) / 2
     inside = ((centre >= 0) & (centre < (grid.width, grid.height))).all(axis=1)
     windows = ground_windows(bounds[inside], metres_per_pixel(grid, centre[inside]), contract)
-    # False for NaN, too.
-    known = (windows.boxes[:, 2:] <= np.multiply((grid.width, grid.height), MOST_OF_IMAGE)).all(axis=1)
-    covered = rows[inside][known]
+    covered = rows[inside]
     return _Pairs(
         covered,
         np.full(len(covered), index, dtype=np.int32),
-        windows.boxes[known],
-        windows.gsd_metres[known],
+        windows.boxes,
+        windows.gsd_metres,
+        bounds[inside],
     )
 
 
@@ -193,7 +240,7 @@ def _greatest(footprint: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any
 
 def _valid_share(pairs: _Pairs, images: Sequence[Image]) -> NDArray[np.float64]:
     """Share of each window that lies on its image and, where it matters, holds data."""
-    size = np.array([(image.grid.width, image.grid.height) for image in images])[pairs.image]
+    size = _sizes(pairs, images)
     low = np.clip(pairs.boxes[:, :2], 0, size)
     high = np.clip(pairs.boxes[:, :2] + pairs.boxes[:, 2:], 0, size)
     share = np.asarray(((high - low) / pairs.boxes[:, 2:]).prod(axis=1), dtype=np.float64)
@@ -206,6 +253,11 @@ def _valid_share(pairs: _Pairs, images: Sequence[Image]) -> NDArray[np.float64]:
         with Reader() as reader:
             _look_at_masks(reader, pairs, images, looked_at, share)
     return share
+
+
+def _sizes(pairs: _Pairs, images: Sequence[Image]) -> NDArray[np.int64]:
+    """Columns and rows of the image of each pair, (m, 2)."""
+    return np.array([(image.grid.width, image.grid.height) for image in images], dtype=np.int64)[pairs.image]
 
 
 def _look_at_masks(
@@ -232,7 +284,7 @@ def _try_valid_means(
     reader: Reader, image: Image, job: TileJob, all_valid: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
     try:
-        valid = reader.read_valid(
+        mask = reader.read_valid(
             image,
             column=job.column,
             row=job.row,
@@ -242,16 +294,17 @@ def _try_valid_means(
         )
     except ReadError:
         return None
-    return all_valid if valid is None else _mean_valid(valid, job)
+    return all_valid if mask.valid is None else _mean_valid(mask, job)
 
 
-def _mean_valid(valid: NDArray[np.uint8], job: TileJob) -> NDArray[np.float64]:
+def _mean_valid(mask: Mask, job: TileJob) -> NDArray[np.float64]:
     """Mean of a tile's mask over each window of the job; outside of the tile nothing is valid."""
-    rows, columns = valid.shape
+    assert mask.valid is not None
+    rows, columns = mask.valid.shape
     total = np.zeros((rows + 1, columns + 1))
-    total[1:, 1:] = valid.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
-    scale = np.array([job.width / columns, job.height / rows])
-    low = (job.boxes[:, :2] - (job.column, job.row)) / scale
+    total[1:, 1:] = mask.valid.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    scale = mask.scale_x, mask.scale_y
+    low = (job.boxes[:, :2] - (mask.column, mask.row)) / scale
     size = job.boxes[:, 2:] / scale
     high = low + size
     summed = (

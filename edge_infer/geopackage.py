@@ -78,7 +78,7 @@ def _explain(path: Path, reason: str) -> str:
         return f"{path} is locked by another program; close it there"
     if "full" in reason:
         return f"the disk that holds {path} is full; make room there"
-    if "readonly" in reason:
+    if "readonly" in reason.replace("-", "").lower():  # SQLite's word and the system's
         return f"{path} is read-only; make it writable"
     return f"{path} cannot be written: {reason}"
 
@@ -91,8 +91,9 @@ def remove(path: Path) -> None:
 
 def replace(new: Path, path: Path) -> None:
     """Put the closed database `new` in the place of `path`, durably and in one step."""
-    make_durable(new)
-    for suffix in SIDECARS:  # an old log would be taken for the new file's
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    if any(path.with_name(path.name + suffix).exists() for suffix in SIDECARS):
+        # A log left behind would be taken for the new file's; and without it the old file is not whole.
+        remove(path)
+    make_durable(new)  # and, with its folder, that the log is gone
     new.replace(path)
     make_durable(path)

@@ -87,6 +87,19 @@ def transform_points(
     return to_x, to_y
 
 
+def transformation_accuracy(source: CRS, target: CRS, x: float, y: float) -> float | None:
+    """Say to how many metres PROJ's transformation at a point is right, by PROJ's own register.
+
+    None where PROJ knows no transformation between the two datums and takes one for the other.
+    """
+    if source == target:
+        return 0.0
+    transformer = _transformer(source, target)
+    transformer.transform(x, y)
+    accuracy = float(transformer.get_last_used_operation().accuracy)
+    return None if accuracy < 0 else accuracy
+
+
 def full_turn(crs: CRS) -> float | None:
     """Give the whole circle in the units of a geographic reference system; None for others."""
     return 2 * math.pi / crs.axis_info[0].unit_conversion_factor if crs.is_geographic else None

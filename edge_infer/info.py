@@ -6,12 +6,15 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from edge_infer.bundle import EVALUATION_MEMBER, Bundle, open_bundle
+from edge_infer.bundle import CALIBRATION_MEMBER, EVALUATION_MEMBER, Bundle, open_bundle
 from edge_infer.errors import Refused
 from edge_infer.schema import Schema, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -39,7 +42,10 @@ def describe_lines(facts: dict[str, Any]) -> list[str]:
 
 def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
-    evaluation = bundle.read_json(EVALUATION_MEMBER) if EVALUATION_MEMBER in bundle.members else None
+    evaluation, calibration = (
+        bundle.read_json(name) if name in bundle.members else None
+        for name in (EVALUATION_MEMBER, CALIBRATION_MEMBER)
+    )
     return {
         "kind": "bundle",
         "path": str(bundle.path),
@@ -56,6 +62,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "members": {name: member.size_bytes for name, member in bundle.members.items()},
         "facts": dict(manifest.facts),
         "evaluation": evaluation,
+        "calibration": calibration,
     }
 
 
@@ -64,6 +71,10 @@ def _bundle_lines(facts: dict[str, Any]) -> list[str]:
     window = f"{contract['ground_metres']:g} m"
     if contract["window_mode"] == "footprint":
         window = f"{contract['context_factor']:g} times the footprint, {window} at least"
+        if contract["buffer_metres"]:
+            window = f"{contract['buffer_metres']:g} m around {window}"
+    if contract["blacken"]:
+        window += "; black outside of the footprint"
     low, high = contract["value_range"]
     lines = [f"{facts['path']}: model bundle, {_megabytes(facts['size_bytes'])}, sha256 {facts['sha256']}"]
     lines += [
@@ -76,10 +87,88 @@ def _bundle_lines(facts: dict[str, Any]) -> list[str]:
             ("bands", f"{', '.join(contract['bands'])}; {contract['dtype']} {low:g}..{high:g}"),
             ("imagery", f"pixels of {contract['coarsest_gsd_metres']:g} m at most"),
             *(("member", f"{name}, {_megabytes(size)}") for name, size in facts["members"].items()),
-            *((key, _shortened(json.dumps(value))) for key, value in facts["facts"].items()),
+            *evaluation_lines(facts["evaluation"] or {}),
+            *calibration_lines(facts["calibration"] or {}),
+            *((key, _shortened(json.dumps(value))) for key, value in facts["facts"].items() if key != "int8"),
         )
     ]
     return lines
+
+
+def calibration_lines(calibration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give what a calibration.json says as (title, text): verdict, figures, and where the chips came from.
+
+    Any JSON object will do; what it does not say as calibration writes it is said to be malformed.
+    """
+    if not calibration:
+        return []
+    try:
+        gate, chips = calibration["gate"], calibration["chips"]
+        how = str(calibration["method"]) + " with bias correction" * bool(calibration["bias_correction"])
+        if calibration["in_float"]:
+            how += f", {', '.join(map(str, calibration['in_float']))} in float"
+        low, high = chips["sensor"]["gsd_metres"]
+        versions = ", ".join(f"{name} {text}" for name, text in calibration["versions"].items())
+        changes = [
+            f"{name} {100 * entry['recall_change']['value']:+.1f}"
+            for name, entry in gate["per_class"].items()
+            if entry["recall_change"]["value"] is not None
+        ]
+        lines = [
+            f"{calibration['int8']}: {how}, {calibration['created']}",
+            *([f"because {calibration['reason']}"] if calibration["reason"] else []),
+            f"agrees with FP32 on {gate['agreement']:.2%} of {gate['chips']:,} held-out chips",
+            f"recall against FP32, points: {', '.join(changes)}",
+            f"calibrated on {chips['count']:,} chips of {len(chips['images'])} images",
+            f"of {low:g}..{high:g} m a pixel{', of ' * bool(chips['events'])}{', '.join(chips['events'])}",
+            f"by {versions}",
+            *(f"warning: {warning}" for warning in calibration["warnings"]),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [("int8", f"calibration.json is malformed: {error!r}; calibrate again")]
+    return [("int8", _shortened(" ".join(line.split()), 400)) for line in lines]
+
+
+def evaluation_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give the main figures of an evaluation.json as (title, text).
+
+    A bundle may come from anywhere: where a figure is missing or no number, the lines end.
+    """
+    lines: list[tuple[str, str]] = []
+    try:
+        before, after = (evaluation["calibration"][when]["calibration_error"] for when in ("before", "after"))
+        lines += [
+            (
+                "judged",
+                f"{evaluation['chips']:,} chips in {evaluation['blocks']:,} blocks: {evaluation['side']}",
+            ),
+            ("accuracy", _estimate(evaluation["accuracy"])),
+            ("macro-F1", _estimate(evaluation["macro_f1"])),
+            ("ECE", f"{after:.1%}, {before:.1%} before the temperature"),
+        ]
+        for name, figures in evaluation["per_class"].items():
+            precision, recall = _estimate(figures["precision"]), _estimate(figures["recall"])
+            lines.append(
+                ("class", f"{name}: {figures['chips']:,} chips, precision {precision}, recall {recall}")
+            )
+        for finding in evaluation["findings"]:
+            level = finding["level"]
+            lines.append((level.upper() if level == "alarm" else level, finding["words"]))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        pass
+    return [(_printable(title), _printable(text)) for title, text in lines]
+
+
+def _printable(text: object) -> str:
+    """Write a text from anywhere on one line, and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
+def _estimate(values: Mapping[str, Any]) -> str:
+    if values["value"] is None:
+        return "unknown"
+    interval = "" if values["low"] is None else f" ({values['low']:.1%} to {values['high']:.1%})"
+    return f"{values['value']:.1%}{interval}"
 
 
 def _shortened(text: str, limit: int = 200) -> str:

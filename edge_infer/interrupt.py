@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Interruption(BaseException):
+    """No `Exception`: what turns those of GDAL and others into words must not take it for one."""
+
+
 @dataclass(slots=True)
 class StopSignals:
-    """While entered, the first signal raises `Stopped`, or calls what `told` names instead.
+    """While entered, the first signal ends it with `Stopped`, or calls what `told` names instead.
 
     A second signal ends the process as it always did. Python delivers signals to the main thread only;
     entered elsewhere this does nothing.
@@ -36,14 +40,21 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Give the signals back; `Stopped` where one came."""
         self._restore()
+        if isinstance(error, _Interruption):
+            raise Stopped(
+                f"stopped by {self.received} before anything was classified; "
+                "the same command with --resume goes on"
+            ) from None
 
     @contextmanager
     def told(self, tell: Callable[[], None]) -> Iterator[None]:
         """While entered, a signal calls `tell` (from the main thread, between two of its steps)."""
         self._tell = tell
+        if self.received is not None:  # Python drops what is raised while it tidies up objects
+            tell()
         try:
             yield
         finally:
@@ -53,7 +64,7 @@ class StopSignals:
         self.received = signal.Signals(number).name
         self._restore()
         if self._tell is None:
-            raise Stopped(f"stopped by {self.received} before anything was classified; --resume begins again")
+            raise _Interruption
         self._tell()
 
     def _restore(self) -> None:

@@ -45,11 +45,16 @@ def cover_own(footprints: Footprints, imagery: Imagery, contract: ChipContract) 
         for number, image in enumerate(imagery.images)
     ]
     on_image = [np.where(part.image >= 0, number, -1) for number, part in enumerate(parts)]
+    boxes = np.concatenate([part.boxes for part in parts])
+    middles = boxes[:, :2] + boxes[:, 2:] / 2
     return Coverage(
         image=np.concatenate(on_image).astype(np.int32),
-        boxes=np.concatenate([part.boxes for part in parts]),
+        boxes=boxes,
         gsd_metres=np.concatenate([part.gsd_metres for part in parts]),
         status=np.concatenate([part.status for part in parts]),
+        reason=np.concatenate([part.reason for part in parts]),
+        bounds=np.tile(middles, 2),  # the image is there if its middle is: its edges are no part of an object
+        footprints=footprints,
     )
 
 

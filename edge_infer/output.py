@@ -39,10 +39,12 @@ CREATE TABLE edge_runs (
     run_id INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
     engine TEXT NOT NULL, precision TEXT NOT NULL, device TEXT NOT NULL, why TEXT NOT NULL,
     versions TEXT NOT NULL, options TEXT NOT NULL, images TEXT NOT NULL, columns TEXT NOT NULL,
-    started DATETIME NOT NULL, ended DATETIME, counts TEXT, times TEXT);
+    footprints TEXT NOT NULL, skipped_images TEXT NOT NULL, overridden TEXT NOT NULL,
+    notes TEXT NOT NULL,
+    started DATETIME NOT NULL, ended DATETIME, counts TEXT, times TEXT, drift TEXT);
 CREATE TABLE edge_images (
     image_id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, crs TEXT NOT NULL,
-    gsd_m REAL NOT NULL, date TEXT, footprints INTEGER);
+    gsd_m REAL NOT NULL, date TEXT, size_bytes INTEGER, modified TEXT, content TEXT, footprints INTEGER);
 CREATE TABLE layer_styles (
     id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, f_table_schema TEXT, f_table_name TEXT,
     f_geometry_column TEXT, styleName TEXT, styleQML TEXT, styleSLD TEXT, useAsDefault BOOLEAN,

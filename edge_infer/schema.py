@@ -18,6 +18,9 @@ Status = Literal["ok", "pending", "outside_imagery", "no_data", "too_coarse", "b
 STATUSES: tuple[str, ...] = get_args(Status)
 """Every value of the status column."""
 
+UNREASONED = ("ok", "pending")
+"""Those that need no reason beside them."""
+
 OWN_TABLES = ("edge_schema", "edge_runs", "edge_images", "layer_styles")
 """Tables that an output has beside the footprints' layer."""
 
@@ -29,7 +32,9 @@ RESULT_COLUMNS = {
     "class_label": "TEXT",
     "confidence": "REAL",
     "status": "TEXT NOT NULL DEFAULT 'pending'",
+    "reason": "TEXT",
     "valid_fraction": "REAL",
+    "covered_fraction": "REAL",
     "image": "TEXT",
     "gsd_m": "REAL",
 }
@@ -55,7 +60,10 @@ class Schema:
         """Refuse a schema without one of the result columns."""
         missing = [name for name in result_columns(self.classes) if name not in self.columns]
         if missing:
-            raise OutputError(f"the output's schema lacks the columns {', '.join(missing)}")
+            raise OutputError(
+                f"the output's schema lacks the columns {', '.join(missing)}; an earlier version made it: "
+                "finish it with that one, or start again with --overwrite"
+            )
 
     @classmethod
     def plan(

@@ -59,6 +59,8 @@ class Image:
     """When it was taken, ISO 8601 in UTC to the second; None where the file does not say."""
     gsd_metres: float
     """Ground sample distance at the centre: true metres a pixel along the coarser axis."""
+    overviews: tuple[int, ...] = ()
+    """How many columns become one in each overview, about; in GDAL's order, which is any."""
 
 
 def read_header(
@@ -114,12 +116,23 @@ def _describe(
         grid=grid,
         band_indexes=band_indexes,
         dtype=contract.dtype,
-        has_mask=any(MaskFlags.all_valid not in dataset.mask_flag_enums[band - 1] for band in band_indexes),
+        has_mask=has_mask(dataset, band_indexes),
         block_width=block_width,
         block_height=block_height,
         date=_read_date(dataset),
         gsd_metres=gsd_metres,
+        overviews=_list_overviews(dataset, band_indexes[0]),
     )
+
+
+def has_mask(dataset: rasterio.DatasetReader, band_indexes: tuple[int, ...]) -> bool:
+    """Say whether any of the bands, 1-based, may have pixels that hold no data."""
+    return any(MaskFlags.all_valid not in dataset.mask_flag_enums[band - 1] for band in band_indexes)
+
+
+def _list_overviews(dataset: rasterio.DatasetReader, band: int) -> tuple[int, ...]:
+    # In this domain a file names where its overviews lie, which is anywhere: they are left where they are.
+    return () if dataset.tags(ns="OVERVIEWS") else tuple(dataset.overviews(band))
 
 
 def _refuse_bomb(dataset: rasterio.DatasetReader, path: Path) -> None:

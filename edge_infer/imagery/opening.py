@@ -125,7 +125,7 @@ def _find_rasters(paths: Sequence[str | Path]) -> dict[Path, Path | None]:
 
 def _list_folder(folder: Path) -> list[Path]:
     return sorted(
-        Path(root, name).resolve()
+        Path(os.path.realpath(Path(root, name)))  # Path.resolve raises where links lead round in a circle
         for root, _, names in os.walk(folder)
         for name in names
         if name.lower().endswith(RASTER_SUFFIXES) and not name.startswith(".")

@@ -30,6 +30,9 @@ FORMATS = (
 MAX_VRT_BYTES = 64 * 2**20
 """A mosaic of 10,000 images takes some 15 MB."""
 
+FULL_LEVEL = -1
+"""Full resolution, where an overview has its number."""
+
 MAX_DEPTH = 4
 """How many VRTs may stand between a VRT and its pixels."""
 
@@ -70,10 +73,15 @@ _CONNECTION = re.compile(r"\s*(<|/vsi|[a-z][a-z0-9_+.-]*:)", re.IGNORECASE)
 """Names that GDAL takes for something other than a file."""
 
 
-def open_raster(path: str | Path) -> rasterio.DatasetReader:
-    """Open a raster of one of the `FORMATS`; rasterio's errors are let through."""
+def open_raster(path: str | Path, *, level: int | None = None) -> rasterio.DatasetReader:
+    """Open a raster of one of the `FORMATS`; rasterio's errors are let through.
+
+    level: number of the overview that is opened in place of the raster, or `FULL_LEVEL` for the raster
+    without any; None for the raster with all that it has.
+    """
+    options = {} if level is None else {"OVERVIEW_LEVEL": "NONE" if level == FULL_LEVEL else f"{level}only"}
     # rasterio.open takes the name of one driver only.
-    return rasterio.DatasetReader(str(path), driver=list(FORMATS))
+    return rasterio.DatasetReader(str(path), driver=list(FORMATS), **options)
 
 
 def check_raster(path: Path, folder: Path | None) -> None:
@@ -87,9 +95,19 @@ def check_raster(path: Path, folder: Path | None) -> None:
         ImageryError: it is refused by the rules at the top of this module.
 
     """
-    for part in (path, Path(f"{path}.ovr"), Path(f"{path}.msk")):
-        if part is path or os.path.lexists(part):
-            _check(part, folder, MAX_DEPTH)
+    parts = [path]
+    for part in parts:  # it grows on the way: overviews may have a mask, and masks overviews
+        _check(part, folder, MAX_DEPTH)
+        parts += [side for side in (Path(f"{part}.ovr"), Path(f"{part}.msk")) if os.path.lexists(side)]
+
+
+def raster_files(path: Path) -> list[Path]:
+    """Name the files that hold a raster which `check_raster` let pass: itself, and what a VRT points to."""
+    files = [path]
+    for file in files:  # it grows on the way
+        if _VRT_MARK in _head(file):
+            files += sorted({source for source in _sources(file) if source.exists()} - set(files))
+    return files
 
 
 def _check(path: Path, folder: Path | None, depth: int) -> bytes:

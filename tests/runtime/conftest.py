@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fiona
+import numpy as np
 import pytest
 import rasterio
+import shapely
+import shapely.geometry
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 
 from edge_infer.manifest import ChipContract, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A machine whose files and commands are recorded in `machines/`."""
+
+    root: Path
+    commands: dict[str, str]
+
+    def run(self, arguments: Sequence[str]) -> str | None:
+        """What a command printed; None where it is not recorded."""
+        return self.commands.get(" ".join(arguments))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Callable[[str], Recorded]:
+    """Unpack a recorded machine: orin-nano, orin-nx, agx-orin, thor or laptop."""
+
+    def unpack(name: str) -> Recorded:
+        machine = Recorded(tmp_path / name, {})
+        lines = iter((Path(__file__).parent / "machines" / f"{name}.txt").read_text().splitlines())
+        for line in lines:
+            if line.startswith("#"):
+                continue
+            key, _, value = line.removeprefix("$ ").partition(" <<END" if line.endswith(" <<END") else " ")
+            if line.endswith(" <<END"):
+                value = "\n".join(itertools.takewhile(lambda line: line != "END", lines)) + "\n"
+            if line.startswith("$ "):
+                machine.commands[key] = value
+                continue
+            path = machine.root / key.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if value == "!unreadable":
+                path.mkdir()  # to read it is an error, for root, too
+            else:
+                path.write_text(value.replace("\\0", "\0"))
+        return machine
+
+    return unpack
 
 
 @pytest.fixture
@@ -81,3 +128,69 @@ def write_raster(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def run_warm(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Run cases as `warm_runs.py` says, two at a time; what became of each."""
+
+    def run(cases: list[dict[str, Any]], *, processes: int = 2, seconds: float = 25) -> list[dict[str, Any]]:
+        logs = tmp_path / "logs"
+        logs.mkdir(exist_ok=True)
+        script = Path(__file__).with_name("warm_runs.py")
+        done = subprocess.run(
+            [sys.executable, str(script), str(processes), str(seconds), str(logs)],
+            input=json.dumps(cases),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        outcomes: list[dict[str, Any]] = json.loads(done.stdout)
+        return outcomes
+
+    return run
+
+
+COUNT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Town:
+    """What `run` needs for `count` footprints, on an image that differs everywhere."""
+
+    folder: Path
+    """Where outputs go."""
+    inputs: list[str]
+    count: int = COUNT
+    group: int = 32
+    """Footprints in one commit: many commits, many moments."""
+    batch: int = 8
+
+    def case(self, out: Path, *options: str, **more: Any) -> dict[str, Any]:
+        """A case for `run_warm`."""
+        settings = {"edge_infer.ledger:COMMIT_FOOTPRINTS": self.group, **more.pop("settings", {})}
+        command = ["run", "--quiet", *self.inputs, "--out", str(out), "--batch", str(self.batch), *options]
+        return {"arguments": command, "settings": settings, **more}
+
+
+@pytest.fixture
+def town(tmp_path: Path, make_bundle: Callable[..., Path], write_raster: Callable[..., Path]) -> Town:
+    """A thousand footprints: one in twelve beside the image, one in fifty without geometry."""
+    rng = np.random.default_rng(8)
+    coarse = rng.integers(0, 256, (3, 100, 100), np.uint8)
+    image = write_raster("image.tif", np.kron(coarse, np.ones((1, 8, 8), np.uint8)), tiled=True)
+    x, y = 360_000 + rng.uniform(0, 420, COUNT), 4_100_000 - rng.uniform(0, 415, COUNT)
+    records = [
+        {
+            "geometry": shapely.geometry.mapping(house) if number % 50 else None,
+            "properties": {"number": number, "name": f"house '{number}'"},
+        }
+        for number, house in enumerate(shapely.box(x - 4, y - 4, x + 4, y + 4))
+    ]
+    schema = {"geometry": "Polygon", "properties": {"number": "int", "name": "str"}}
+    path = tmp_path / "houses.gpkg"
+    with fiona.open(path, "w", driver="GPKG", crs="EPSG:32615", schema=schema, layer="houses") as sink:
+        sink.writerecords(records)
+    (tmp_path / "outs").mkdir()
+    inputs = ["--model", str(make_bundle()), "--imagery", str(image), "--footprints", str(path)]
+    return Town(tmp_path / "outs", inputs)

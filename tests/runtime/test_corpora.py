@@ -12,8 +12,6 @@ import logging
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from contextlib import closing
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 SECONDS = 25.0
 MOST_BYTES = 2 << 30
-PROCESSES = 2
 METRES_PER_DEGREE = 111_320
 
 
@@ -103,26 +100,12 @@ class Case:
 
 
 @pytest.fixture
-def run_cases(tmp_path: Path) -> Callable[[list[Case]], None]:
+def run_cases(run_warm: Callable[..., list[dict[str, Any]]]) -> Callable[[list[Case]], None]:
     """Run all cases, print what came of them, and insist on the rules at the top."""
 
     def run(cases: list[Case]) -> None:
-        logs = tmp_path / "logs"
-        logs.mkdir()
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(Path(__file__).with_name("warm_runs.py")),
-                str(PROCESSES),
-                str(SECONDS),
-                str(logs),
-            ],
-            input=json.dumps([["run", "--quiet", *case.arguments] for case in cases]),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for case, outcome in zip(cases, json.loads(done.stdout), strict=True):
+        warm = [{"arguments": ["run", "--quiet", *case.arguments]} for case in cases]
+        for case, outcome in zip(cases, run_warm(warm, seconds=SECONDS), strict=True):
             case.outcome = outcome
         faults = [fault for case in cases for fault in case.complaints()]
         print_table(cases)

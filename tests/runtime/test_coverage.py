@@ -271,8 +271,8 @@ def test_the_mean_of_a_mask_over_a_window_is_exact(seed, width, height, decimati
     boxes = np.hstack([generator.uniform(-5, 40, (8, 2)), generator.uniform(0.1, 30, (8, 2))])
     job = TileJob(0, 3, 7, width, height, decimation, np.arange(8), boxes)
     for mean, (x, y, w, h) in zip(_mean_valid(valid, job), boxes, strict=True):
-        across = overlap(x - 3, w, width, columns)
-        down = overlap(y - 7, h, height, rows)
+        across = overlap(x - 3, w, columns * decimation, columns)
+        down = overlap(y - 7, h, rows * decimation, rows)
         assert mean == pytest.approx(down @ valid @ across / (w * h), abs=1e-9)
 
 

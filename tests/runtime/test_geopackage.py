@@ -60,6 +60,7 @@ def test_a_geometry_cannot_be_touched(path: Path) -> None:
         (sqlite3.OperationalError("database is locked"), "locked by another program"),
         (sqlite3.OperationalError("database or disk is full"), "is full; make room"),
         (sqlite3.OperationalError("attempt to write a readonly database"), "is read-only"),
+        (OSError(errno.EROFS, "Read-only file system"), "is read-only"),
         (OSError(errno.EIO, "Input/output error"), "cannot be written: .*Input/output error"),
     ],
 )

@@ -31,11 +31,13 @@ from onnx import TensorProto, helper
 
 import edge_infer
 from edge_infer.bundle import MAX_MEMBER_BYTES, open_bundle, write_bundle
+from edge_infer.classify import classify
 from edge_infer.engine.choose import open_engine
 from edge_infer.errors import BundleError, EdgeInferError, EngineError, FootprintsError, ImageryError
 from edge_infer.footprints import read_footprints
 from edge_infer.imagery import Reader, open_imagery
 from edge_infer.manifest import ChipContract
+from edge_infer.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -567,6 +569,29 @@ def test_where_is_a_filter_and_nothing_else(tmp_path, where):
     except FootprintsError as error:
         assert "\n" not in str(error)  # noqa: PT017
     assert hashlib.sha256(source.read_bytes()).hexdigest() == before
+
+
+# ---- links
+
+
+def test_links_that_lead_nowhere_or_in_a_circle(tmp_path, bundle, flight, write_raster):
+    circle, nowhere = flight / "circle.tif", flight / "nowhere.tif"
+    circle.symlink_to("circle.tif")
+    nowhere.symlink_to("absent.tif")
+    (flight / "itself").symlink_to(flight, target_is_directory=True)
+    imagery = open_imagery([flight], GREY)
+    assert {Path(path).name for path, _ in imagery.skipped} == {"circle.tif", "absent.tif"}
+    assert [Path(image.path).name for image in imagery.images] == ["good.tif", "tile.tif"]
+    image = write_raster("image.tif", np.full((3, 64, 64), 200, np.uint8))
+    whole = {"bundle": bundle, "imagery": (image,), "footprints": None, "out": tmp_path / "out.gpkg"}
+    for option, error in (
+        ({"imagery": (circle,)}, ImageryError),
+        ({"footprints": circle}, FootprintsError),
+        ({"bundle": circle}, BundleError),
+    ):
+        with pytest.raises(error):
+            classify(RunRequest(**(whole | option)), quiet=True)
+    assert not (tmp_path / "out.gpkg").exists()
 
 
 # ---- the network

@@ -473,11 +473,29 @@ def test_decimated_tiles_come_from_overviews(shared_data, decimation):
     assert np.array_equal(tile.pixels, overview)
 
 
-def test_a_tile_at_the_edge_says_how_large_its_pixels_are(write_raster):
-    image = open_one(write_raster("a.tif", noise(3, 101, 203)))
-    tile = read(image, 0, 0, 203, 101, 4)
-    assert tile.pixels.shape == (3, 26, 51)
-    assert (tile.scale_x, tile.scale_y) == (203 / 51, 101 / 26)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_pixel_of_a_tile_does_not_depend_on_the_tile(write_raster, masked):
+    """Blocks that are cut short by the image's edge are their own mean; none of the others is stretched."""
+    pixels = noise(3, 101, 203)
+    pixels[:, 90:, 30:120] = 0
+    image = open_one(write_raster("a.tif", pixels, nodata=0 if masked else None))
+    whole = read(image, 0, 0, 203, 101, 4)
+    assert whole.pixels.shape == (3, 26, 51)
+    assert (whole.scale_x, whole.scale_y) == (4, 4)
+    assert np.abs(whole.pixels[:, :22, :50] - block_mean(pixels[:, :88, :200], 4)).max() <= 0.5 + 1e-6
+    corner = pixels[:, 100:, 200:].mean(axis=(1, 2))
+    assert np.abs(whole.pixels[:, -1, -1] - corner).max() <= 0.5 + 1e-6
+    for column, row, width, height in (
+        (0, 0, 100, 60),
+        (100, 40, 103, 61),
+        (200, 100, 3, 1),
+        (40, 80, 80, 21),
+    ):
+        tile = read(image, column, row, width, height, 4)
+        there = np.s_[row // 4 : -(-(row + height) // 4), column // 4 : -(-(column + width) // 4)]
+        assert np.array_equal(tile.pixels, whole.pixels[:, there[0], there[1]])
+        if masked and tile.valid is not None:
+            assert np.array_equal(tile.valid, whole.valid[there])
 
 
 def masked_rasters(write_raster: Any) -> dict[str, tuple[Path, np.ndarray]]:

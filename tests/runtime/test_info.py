@@ -6,11 +6,13 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_infer.bundle import write_bundle
 from edge_infer.errors import BundleError, Refused
 from edge_infer.footprints import read_footprints
-from edge_infer.info import describe_file, describe_lines
+from edge_infer.info import describe_file, describe_lines, evaluation_lines
 from edge_infer.output import create_output
 from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo
 
@@ -61,7 +63,9 @@ def fill(results: Results) -> None:
             class_index=np.array([1, -1]),
             probabilities=np.array([[0.1, 0.9], [0, 0]], np.float32),
             status=np.array(["ok", "no_data"], object),
+            reason=np.array([None, "0 % of its window is valid imagery, wanted 50 %"], object),
             valid_fraction=np.array([1, 0], np.float32),
+            covered_fraction=np.array([1, 0], np.float32),
             image_index=np.array([0, 0]),
             gsd_m=np.array([0.3, 0.3]),
         )
@@ -86,6 +90,55 @@ def test_lines_of_a_bundle(bundle):
     assert "16 pixels for 30 m" in text
     assert "model.onnx, 3.0 MB" in text
     assert 'parity    {"chips": 8}' in text
+
+
+ESTIMATE = {"value": 0.9, "low": 0.85, "high": 0.94}
+EVALUATION = {
+    "format": 1,
+    "side": "test",
+    "chips": 1200,
+    "blocks": 60,
+    "accuracy": ESTIMATE,
+    "macro_f1": {"value": 0.88, "low": None, "high": None},
+    "calibration": {"before": {"calibration_error": 0.08}, "after": {"calibration_error": 0.02}},
+    "per_class": {
+        "damaged": {"chips": 400, "precision": ESTIMATE, "recall": {"value": None, "low": None, "high": None}}
+    },
+    "findings": [
+        {"level": "alarm", "words": "Parted at random."},
+        {"level": "note", "words": "One\nevent\x1b[31m."},
+    ],
+}
+
+
+def test_evaluation_of_a_bundle(tmp_path, make_manifest):
+    members = {"model.onnx": b"x", "evaluation.json": json.dumps(EVALUATION).encode()}
+    path = write_bundle(tmp_path / "town.edgemodel", make_manifest(), members).path
+    lines = [line.strip() for line in describe_lines(describe_file(path))]
+    for wanted in (
+        "judged    1,200 chips in 60 blocks: test",
+        "accuracy  90.0% (85.0% to 94.0%)",
+        "macro-F1  88.0%",
+        "ECE       2.0%, 8.0% before the temperature",
+        "class     damaged: 400 chips, precision 90.0% (85.0% to 94.0%), recall unknown",
+        "ALARM     Parted at random.",
+        "note      One event [31m.",
+    ):
+        assert wanted in lines
+
+
+@given(
+    name=st.sampled_from(sorted(EVALUATION)),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.just(10**400) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["value", "low", "damaged", "chips"]), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+def test_evaluations_from_anywhere_never_break_off(name, value):
+    lines = evaluation_lines({**EVALUATION, name: value})
+    assert all(text.isprintable() for line in lines for text in line)
 
 
 def test_output(output):

@@ -37,7 +37,7 @@ CLASSES = ("destroyed", "no visible damage")
 COLORS = ("#d62728", "#2ca02c")
 RESULTS = [
     "source_fid", "class_label", "confidence", "p_destroyed", "p_no visible damage", "status",
-    "valid_fraction", "image", "gsd_m",
+    "reason", "valid_fraction", "covered_fraction", "image", "gsd_m",
 ]  # fmt: skip
 SQUARE: dict[str, Any] = {"type": "Polygon", "coordinates": [[[0, 50], [1, 50], [1, 51], [0, 51], [0, 50]]]}
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)

@@ -22,7 +22,8 @@ def test_names_stay_as_documented_where_none_is_taken() -> None:
     schema = plan(["height", "use"])
     assert all(name == documented for documented, name in schema.columns.items())
     assert list(schema.columns) == [
-        "source_fid", "class_label", "confidence", "p_a", "p_b", "status", "valid_fraction", "image", "gsd_m",
+        "source_fid", "class_label", "confidence", "p_a", "p_b", "status", "reason",
+        "valid_fraction", "covered_fraction", "image", "gsd_m",
     ]  # fmt: skip
     assert schema.probabilities == ("p_a", "p_b")
     assert (schema.layer, schema.fid_column, schema.geometry_column) == ("houses", "fid", "geom")
