@@ -5,6 +5,7 @@ It is a zip of a few known members, none of them compressed:
     manifest.json        the manifest as a STAC item (`edge_infer.stac`)
     checksums.json       sha256 of every other member
     model.onnx           the network with its preprocessing, FP32
+    model.fp16.onnx      the same with its body in FP16, for TensorRT
     model.int8.onnx      the same with Q/DQ nodes, where it was calibrated
     evaluation.json      what the model reached on chips it was not trained on
     calibration.json     how the INT8 model was made, and its gate
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 MANIFEST_MEMBER = "manifest.json"
 CHECKSUMS_MEMBER = "checksums.json"
 MODEL_MEMBER = "model.onnx"
+FP16_MEMBER = "model.fp16.onnx"
 INT8_MEMBER = "model.int8.onnx"
 EVALUATION_MEMBER = "evaluation.json"
 CALIBRATION_MEMBER = "calibration.json"
@@ -55,6 +57,7 @@ MAX_JSON_BYTES = 4 << 20
 
 _CONTENT = (
     MODEL_MEMBER,
+    FP16_MEMBER,
     INT8_MEMBER,
     EVALUATION_MEMBER,
     CALIBRATION_MEMBER,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,3 +21,21 @@ def make_durable(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and return when it has reached the disk.
+
+    What stood at `path` is replaced; other programs see the old content or the new. `OSError` where it cannot
+    be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    make_durable(path)

@@ -13,6 +13,8 @@ from edge_infer.errors import BundleError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edge_infer.bundle import Bundle
+
 MAX_DEPTH = 32
 """Messages within messages; branches of an If nest by three."""
 
@@ -31,6 +33,21 @@ _FIELDS: dict[str, dict[int, str]] = {
     "tensor": {13: "location", 14: "location"},
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def read_model(bundle: Bundle, member: str) -> bytes:
+    """Bytes of a bundle's ONNX member, checked.
+
+    Raises:
+        BundleError: no such member, or it is not self-contained.
+
+    """
+    model_onnx = bundle.read(member)
+    try:
+        check_self_contained(model_onnx)
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {member}: {error}") from error
+    return model_onnx
 
 
 def check_self_contained(model_onnx: bytes) -> None:
