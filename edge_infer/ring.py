@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from edge_infer.device import Memory
+    from edge_infer.shelf import Piece
 
 
 @dataclass(slots=True, eq=False)
@@ -30,8 +31,14 @@ class BatchSlot:
     """int64, (B,): position of each chip's footprint."""
     valid_fraction: npt.NDArray[np.float32]
     """float32, (B,): share of each chip that the image covers with valid pixels."""
+    covered_fraction: npt.NDArray[np.float32]
+    """float32, (B,): share of each footprint itself that lies on valid pixels."""
     count: int = 0
     """Places that hold a chip, from the first on."""
+    pieces: list[Piece] = field(default_factory=list)
+    """Chips that the engine's device is to cut; `chips` and `valid_fraction` are not filled there.
+
+    An engine that sends such chips back takes the pieces away."""
 
     @classmethod
     def allocate(cls, batch: int, chip_shape: tuple[int, int, int], memory: Memory) -> BatchSlot:
@@ -40,6 +47,7 @@ class BatchSlot:
             chips=memory.allocate((batch, *chip_shape), np.uint8),
             rows=np.zeros(batch, np.int64),
             valid_fraction=np.zeros(batch, np.float32),
+            covered_fraction=np.zeros(batch, np.float32),
         )
 
     @property
@@ -133,14 +141,20 @@ class BatchRing:
         with self._changed:
             filling = next(f for f in self._filling if f.slot is span.slot)
             filling.filled += len(span)
-            self._hand_over(filling)
+            self._hand_over(filling, part_filled=self._closing)
+
+    def flush(self) -> None:
+        """Hand a part-filled slot over as it is, unless some of its places are still being filled."""
+        with self._changed:
+            if self._open():
+                self._hand_over(self._filling[-1], part_filled=True)
 
     def close(self) -> None:
         """Say that nothing more will be claimed; a part-filled slot becomes ready as it is."""
         with self._changed:
             self._closing = True
             for filling in tuple(self._filling):
-                self._hand_over(filling)
+                self._hand_over(filling, part_filled=True)
             self._changed.notify_all()
 
     # --- the engine thread ---
@@ -166,6 +180,7 @@ class BatchRing:
         """Free a slot that `take` gave."""
         with self._changed:
             slot.count = 0
+            slot.pieces.clear()
             self._free.append(slot)
             self._changed.notify_all()
 
@@ -190,9 +205,9 @@ class BatchRing:
     def _ended(self) -> bool:
         return self._stopped or (self._closing and not self._filling)
 
-    def _hand_over(self, filling: _Filling) -> None:
+    def _hand_over(self, filling: _Filling, *, part_filled: bool) -> None:
         complete = filling.filled == filling.claimed
-        if complete and (filling.claimed == filling.slot.size or self._closing):
+        if complete and (filling.claimed == filling.slot.size or part_filled):
             self._filling.remove(filling)
             filling.slot.count = filling.filled
             self._ready.append(filling.slot)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 MAX_CHIP_PIXELS = 4096
 """Side of the largest chip."""
+MAX_WINDOW_PIXELS = 65_536
+MAX_POSITION = 2.0**31
+"""Bounds of a window in tile pixels; `_native/sampler.cpp` holds the same."""
+NOISE_PIXELS = 1e-6
+"""What positions miss whole pixels by is noise of their arithmetic; `_native/sampling.h` holds the same."""
 
 
 def sample(
@@ -72,15 +77,50 @@ def sample(
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, got {threads}")
 
+    windows = _windows_on(tile, boxes)
+    _ext.sample(tile.pixels, tile.valid, windows, out, valid_fraction, low, high, threads, _ext.PATHS[-1])
+
+
+def sound_windows(tile: Tile, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Move windows from full-resolution to tile pixels, for a sampler that checks nothing itself.
+
+    Args:
+        tile: where the decoded pixels lie.
+        boxes: float64, (k, 4): x, y, width, height of each window in full-resolution pixels.
+
+    Returns:
+        float64, (k, 4), C-contiguous.
+
+    Raises:
+        ValueError: a window is one that `sample` would refuse.
+
+    """
+    windows = _windows_on(tile, boxes)
+    near = np.abs(windows[:, :2]) <= MAX_POSITION
+    sound = (windows[:, 2:] > 0) & (windows[:, 2:] <= MAX_WINDOW_PIXELS)
+    if not (near.all() and sound.all()):
+        raise ValueError(
+            "a window's sides must be positive and at most "
+            f"{MAX_WINDOW_PIXELS} tile pixels, and its position within 2^31"
+        )
+    return windows
+
+
+def _windows_on(tile: Tile, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     origin = np.array([tile.column, tile.row, 0.0, 0.0])
     scale = np.array([tile.scale_x, tile.scale_y] * 2)
     if not (np.isfinite(origin).all() and np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(
             f"the tile lies at {origin[:2]} with scales {scale[:2]}; wanted finite, positive scales"
         )
-    with np.errstate(all="ignore"):  # what overflows here is refused there, as a window that is not finite
-        windows = np.ascontiguousarray((boxes - origin) / scale)
-    _ext.sample(tile.pixels, tile.valid, windows, out, valid_fraction, low, high, threads, _ext.PATHS[-1])
+    with np.errstate(all="ignore"):  # what overflows is refused as a window that is not finite
+        # A decoded tile begins at a whole pixel of its own grid. Subtracted as such it leaves no trace, so that a
+        # window is the same to the last bit whichever tile it is cut from.
+        origin = origin / scale
+        whole = np.rint(origin)
+        return np.ascontiguousarray(
+            boxes / scale - np.where(np.abs(origin - whole) < NOISE_PIXELS, whole, origin)
+        )
 
 
 def _checked(

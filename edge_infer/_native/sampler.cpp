@@ -92,7 +92,8 @@ private:
         int64_t valid = 0;
         for (int row = 0; row < side_; ++row) {
             for (int column = 0; column < side_; ++column, chip += tile_.bands) {
-                valid += sample_pixel(tile_, levels_, x_axis, y_axis, column, row, chip);
+                valid += sample_pixel(tile_, levels_, x_axis, y_axis, taps_of(x_axis, column), taps_of(y_axis, row),
+                                      chip);
             }
         }
         return valid;

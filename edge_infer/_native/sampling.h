@@ -96,12 +96,10 @@ EDGE_INFER_BOTH float weight_of(const Axis &axis, const Taps &taps, int tap) {
     return raw_weight(axis, taps.peak, tap) * taps.scale;
 }
 
-// Writes one chip pixel of all bands; returns false, and writes zeros, where its centre is no valid pixel of the tile.
+// Writes the chip pixel with these taps, of all bands; returns false, and writes zeros, where its centre is no valid pixel of the tile.
 template <class Value>
 EDGE_INFER_BOTH bool sample_pixel(const Tile<Value> &tile, Levels levels, const Axis &x_axis, const Axis &y_axis,
-                                  int chip_column, int chip_row, uint8_t *chip_pixel) {
-    const Taps x = taps_of(x_axis, chip_column);
-    const Taps y = taps_of(y_axis, chip_row);
+                                  const Taps &x, const Taps &y, uint8_t *chip_pixel) {
     const int64_t width = tile.width;
     if (x.count == 0 || y.count == 0 || (tile.valid && !tile.valid[y.centre * width + x.centre])) {
         for (int band = 0; band < tile.bands; ++band) {

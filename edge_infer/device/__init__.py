@@ -13,5 +13,5 @@ class Memory(Protocol):
     """Hands out arrays that an engine can take its input from without a copy of its own."""
 
     def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray[Any, Any]:
-        """Give a zeroed C-contiguous array; it lives as long as something refers to it."""
+        """Give a zeroed C-contiguous array; it lives until the engine that has the memory is closed."""
         ...

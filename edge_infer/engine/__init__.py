@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge_infer.cutter import Cutter
     from edge_infer.device import Memory
     from edge_infer.ring import BatchSlot
 
@@ -20,6 +21,8 @@ EngineName = Literal["openvino", "tensorrt"]
 EngineChoice = Literal["auto", "openvino", "tensorrt"]
 Precision = Literal["int8", "fp16", "fp32"]
 PrecisionChoice = Literal["auto", "int8", "fp16", "fp32"]
+GpuMemoryChoice = Literal["auto", "mapped", "copied"]
+SampleChoice = Literal["auto", "cpu", "gpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,20 @@ class EngineFacts:
     """Why this engine and precision were taken, for a person."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuOptions:
+    """How a GPU is used; no result depends on it."""
+
+    memory: GpuMemoryChoice = "auto"
+    """`mapped`: the GPU reads host memory in place; `copied`: it is sent; `auto`: mapped where it is one."""
+    graphs: bool = True
+    """Launch a batch's kernels as one CUDA graph."""
+    sample_on: SampleChoice = "auto"
+    """Where chips are cut; `auto`: on a GPU with memory of its own, where there are kernels for it."""
+    lanes: int = 3
+    """Batches in flight, each with a stream and an execution context of its own."""
+
+
 class Engine(Protocol):
     """What the classification loop asks of an engine."""
 
@@ -48,6 +65,11 @@ class Engine(Protocol):
     @property
     def memory(self) -> Memory:
         """Where slots must come from to be taken in without a copy."""
+        ...
+
+    @property
+    def cutter(self) -> Cutter | None:
+        """Who cuts chips for it; None: the reader threads do."""
         ...
 
     @property

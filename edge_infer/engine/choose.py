@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edge_infer.bundle import INT8_MEMBER, MODEL_MEMBER
+from edge_infer.device.gpu import probe_gpu
+from edge_infer.engine import GpuOptions
 from edge_infer.engine.onnx_file import check_self_contained
 from edge_infer.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_infer.bundle import Bundle
+    from edge_infer.device.gpu import GpuFacts
     from edge_infer.engine import Engine, EngineChoice, Precision, PrecisionChoice
 
 
@@ -19,8 +25,18 @@ def open_engine(
     engine: EngineChoice = "auto",
     precision: PrecisionChoice = "auto",
     batch: int | None = None,
+    gpu: GpuOptions = GpuOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
-    """Open the engine that was asked for, or the best of those present for `auto`.
+    """Open the engine that was asked for; `auto` takes TensorRT where all that it needs is there.
+
+    Args:
+        bundle: the model.
+        engine: what to run it on.
+        precision: number format.
+        batch: chips in one batch; None: the engine's choice.
+        gpu: how a GPU is used.
+        say: takes lines for the user while a TensorRT engine is built.
 
     Raises:
         EngineError: the engine or the precision is not to be had; the text says what is.
@@ -28,11 +44,78 @@ def open_engine(
 
     """
     if engine == "tensorrt":
-        raise EngineError("this edge-infer has no TensorRT engine; use --engine openvino")
+        return _open_tensorrt(bundle, probe_gpu(), precision, batch, gpu, say, "asked for")
+    why = "asked for"
+    if engine == "auto":
+        found = find_gpu()
+        if not isinstance(found, str):
+            all_there = "a GPU, TensorRT and pycuda are there"
+            return _open_tensorrt(bundle, found, precision, batch, gpu, say, all_there)
+        why = f"not TensorRT: {found}"
+    if gpu.sample_on == "gpu":
+        raise EngineError(f"--sample-on gpu goes with the TensorRT engine, and OpenVINO runs ({why})")
+    return _open_openvino(bundle, precision, batch, why)
+
+
+def find_gpu() -> GpuFacts | str:
+    """Give the GPU that a TensorRT engine could run on, or the reason why there is none, in a few words."""
+    try:
+        facts = probe_gpu()
+    except EngineError as error:
+        return str(error).split(";", maxsplit=1)[0]
+    missing = [name for name in ("tensorrt", "pycuda") if find_spec(name) is None]
+    if missing:
+        return f"{facts.name} is there, but the Python module {' and '.join(missing)} is not"
+    return facts
+
+
+def _open_tensorrt(
+    bundle: Bundle,
+    facts: GpuFacts,
+    precision: PrecisionChoice,
+    batch: int | None,
+    options: GpuOptions,
+    say: Callable[[str], None],
+    asked: str,
+) -> Engine:
+    """Open it for the largest batch that fits, from the one asked for down by halves."""
+    from edge_infer.device.cuda import CudaDevice, GpuMemoryError
+    from edge_infer.engine.tensorrt.library import load_tensorrt
+    from edge_infer.engine.tensorrt.plans import ready_plan
+    from edge_infer.engine.tensorrt.runtime import DEFAULT_BATCH, TensorRtEngine, make_meter
+
+    library = load_tensorrt(facts.driver)
+    contract, classes = bundle.manifest.contract, len(bundle.manifest.classes)
+    wanted = size = batch or DEFAULT_BATCH
+    device = CudaDevice(facts)
+
+    def open_plan() -> TensorRtEngine:
+        measure = make_meter(device, library, bundle, batch=size, options=options)
+        plan = ready_plan(bundle, precision=precision, batch=size, gpu=facts, say=say, measure=measure)
+        fits = "" if size == wanted else f"; batch {size}, as {wanted} did not fit the GPU's memory"
+        return TensorRtEngine(
+            device, library, plan.content, contract, classes, batch=size, precision=plan.precision,
+            why=f"tensorrt: {asked}; {plan.why}{fits}", options=options,
+        )  # fmt: skip
+
+    try:
+        while True:
+            try:
+                return open_plan()
+            except GpuMemoryError as error:
+                if size == 1:
+                    raise EngineError(str(error)) from error
+                say(f"{error}; trying batch {size // 2}")
+            size //= 2
+    except BaseException:
+        device.close()
+        raise
+
+
+def _open_openvino(bundle: Bundle, precision: PrecisionChoice, batch: int | None, why: str) -> Engine:
     from edge_infer.engine.openvino import DEFAULT_BATCH, OpenVinoEngine
 
-    member, taken, why = choose_model(bundle, precision)
-    asked = "asked for" if engine == "openvino" else "the only engine of this version"
+    member, taken, why_precision = choose_model(bundle, precision)
     model_onnx = bundle.read(member)
     try:
         check_self_contained(model_onnx)
@@ -44,7 +127,7 @@ def open_engine(
         len(bundle.manifest.classes),
         batch=batch or DEFAULT_BATCH,
         precision=taken,
-        why=f"openvino: {asked}; {why}",
+        why=f"openvino: {why}; {why_precision}",
     )
 
 
@@ -58,12 +141,21 @@ def choose_model(bundle: Bundle, precision: PrecisionChoice) -> tuple[str, Preci
     has_int8 = INT8_MEMBER in bundle.members
     if precision == "fp16":
         raise EngineError("OpenVINO on a CPU runs int8 or fp32, not fp16; use --precision auto")
+    rejected = _rejection(bundle)
     if precision == "int8" and not has_int8:
         raise EngineError(
-            f"{bundle.path.name} holds no INT8 model; make one with `edge-infer calibrate`, "
+            f"{bundle.path.name} holds no INT8 model{rejected}; make one with `edge-infer calibrate`, "
             "or use --precision fp32"
         )
     if precision == "int8" or (precision == "auto" and has_int8):
         return INT8_MEMBER, "int8", f"int8: {'asked for' if precision == 'int8' else 'the bundle has it'}"
-    why = "asked for" if precision == "fp32" else "the bundle holds no INT8 model"
+    why = "asked for" if precision == "fp32" else f"the bundle holds no INT8 model{rejected}"
     return MODEL_MEMBER, "fp32", f"fp32: {why}"
+
+
+def _rejection(bundle: Bundle) -> str:
+    """Say why calibration made no INT8 model, to be added to a sentence; empty where it was not tried."""
+    verdict = bundle.manifest.facts.get("int8")
+    if not isinstance(verdict, dict) or verdict.get("int8") != "rejected":
+        return ""
+    return f" (calibration rejected it: {str(verdict.get('reason'))[:300]})"

@@ -71,6 +71,15 @@ class RingMachine(RuleBasedStateMachine):
         self.closed = True
 
     @rule()
+    def flush(self) -> None:
+        """A part-filled slot goes on, unless someone is still filling it; no place of it is lost."""
+        last = self.ring._filling[-1] if self.ring._open() else None
+        ready = len(self.ring._ready)
+        self.ring.flush()
+        handed_over = last is not None and last.filled == last.claimed
+        assert len(self.ring._ready) == ready + handed_over
+
+    @rule()
     def look(self) -> None:
         ended = self.closed and not self.ring._filling
         assert self.ring.wait(0) == (bool(self.ring._ready) or ended)
