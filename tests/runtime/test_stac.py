@@ -134,6 +134,16 @@ def test_value_scaling_is_that_of_the_chip(make_manifest):
     assert scaling["expression"] == "numpy.rint(numpy.clip((A - 100.0) * 255 / 3000.0, 0, 255))"
 
 
+def test_thresholds_of_a_training_are_our_own_and_come_back(make_manifest):
+    thresholds = {"damaged": {"high_precision": 0.83, "high_recall": None}}
+    manifest = make_manifest(facts={"thresholds": thresholds})
+    found = to_item(manifest, MEMBERS)
+    assert found["properties"]["edge:thresholds"] == thresholds
+    assert found["properties"]["edge:temperature"] == manifest.temperature
+    assert found["assets"]["evaluation.json"]["roles"] == ["metadata"]
+    assert from_item(json.loads(json.dumps(found))) == manifest
+
+
 def test_stac_model_agrees(item):
     """Hold the item against the extension's own library and STAC's own schema, where they are installed."""
     mlm = pytest.importorskip("stac_model.schema", reason="stac-model is not installed")

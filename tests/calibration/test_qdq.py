@@ -1,0 +1,191 @@
+"""The quantised graph: its form, and its numbers."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+from onnx import numpy_helper
+
+from edge_infer_calibration.placement import place
+from edge_infer_calibration.qdq import LEVELS, insert_qdq, quantise_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def read(model: onnx.ModelProto) -> openvino.Model:
+    return openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def test_each_convolution_reads_quantised_values_and_weights(quantised: onnx.ModelProto) -> None:
+    made_by = producers(quantised)
+    for node in (node for node in quantised.graph.node if node.op_type == "Conv"):
+        kinds = [made_by[name].op_type if name in made_by else "constant" for name in node.input]
+        # The first convolution of layer 1 reads a pooled pair.
+        assert kinds in (["DequantizeLinear"] * 2 + ["constant"], ["MaxPool", "DequantizeLinear", "constant"])
+        if kinds[0] == "MaxPool":
+            assert made_by[made_by[node.input[0]].input[0]].op_type == "DequantizeLinear"
+
+
+def test_each_add_is_a_convolution_and_a_dequantised_skip(quantised: onnx.ModelProto) -> None:
+    made_by = producers(quantised)
+    for node in (node for node in quantised.graph.node if node.op_type == "Add"):
+        kinds = sorted(made_by[name].op_type for name in node.input)
+        assert kinds in (["Conv", "DequantizeLinear"], ["Conv", "MaxPool"])
+
+
+def test_nothing_stands_between_a_convolution_and_its_relu_or_add(
+    model: onnx.ModelProto, quantised: onnx.ModelProto
+) -> None:
+    made_by = producers(quantised)
+    for node in quantised.graph.node:
+        if node.op_type == "QuantizeLinear":
+            maker = made_by[node.input[0]]
+            assert maker.op_type != "Conv" or maker.name.endswith("downsample.0")
+    assert [n.name for n in quantised.graph.node if "quantize" not in n.name] == [
+        n.name for n in model.graph.node
+    ]
+
+
+def test_one_pair_a_tensor_symmetric_int8_and_weights_by_channel(quantised: onnx.ModelProto) -> None:
+    values = {t.name: numpy_helper.to_array(t) for t in quantised.graph.initializer}
+    kinds = Counter(node.op_type for node in quantised.graph.node)
+    convolutions = kinds["Conv"]
+    assert kinds["DequantizeLinear"] == kinds["QuantizeLinear"] + convolutions
+    assert kinds["QuantizeLinear"] == len(place_of(quantised))
+    for node in quantised.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        zero, scale = values[node.input[2]], values[node.input[1]]
+        assert zero.dtype == np.int8
+        assert not zero.any()
+        assert scale.dtype == np.float32
+        assert (scale > 0).all()
+        if node.input[0] in values:
+            weight = values[node.input[0]]
+            assert weight.dtype == np.int8
+            assert scale.shape == (len(weight),)
+            assert onnx.helper.get_node_attr_value(node, "axis") == 0
+            assert np.abs(weight.astype(int)).max() == LEVELS
+        else:
+            assert scale.shape == ()
+
+
+def place_of(quantised: onnx.ModelProto) -> list[str]:
+    return [node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear"]
+
+
+def test_biases_last_layer_opset_and_ports_are_untouched(
+    model: onnx.ModelProto, quantised: onnx.ModelProto
+) -> None:
+    before = {t.name: t for t in model.graph.initializer}
+    after = {t.name: t for t in quantised.graph.initializer}
+    for name in (n for n in before if not n.endswith("conv1.weight") and "layer" not in n):
+        assert after[name] == before[name]
+    assert all(after[n] == before[n] for n in before if n.endswith("bias"))
+    assert quantised.opset_import == model.opset_import
+    assert [o.version for o in quantised.opset_import] == [17]
+    assert quantised.ir_version == model.ir_version
+    assert quantised.graph.input == model.graph.input
+    assert quantised.graph.output == model.graph.output
+
+
+def test_the_bytes_reach_the_first_convolution_by_one_pair(quantised: onnx.ModelProto) -> None:
+    made_by, path = producers(quantised), []
+    node = next(n for n in quantised.graph.node if n.name == "conv1")
+    while node.input[0] in made_by:
+        node = made_by[node.input[0]]
+        path.append(node.op_type)
+    assert path == ["DequantizeLinear", "QuantizeLinear", "Transpose", "Div", "Sub", "Cast"]
+
+
+def test_rounded_weights_lie_within_half_a_step() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(7, 5, 3, 3)).astype(np.float32) * rng.uniform(0.01, 10, (7, 1, 1, 1)).astype(
+        np.float32
+    )
+    weight[3] = 0
+    levels, scale = quantise_weight(weight)
+    assert np.abs(levels * scale[:, None, None, None] - weight).max(axis=(1, 2, 3)) == pytest.approx(
+        np.zeros(7), abs=float(scale.max()) * 0.501
+    )
+    assert (np.abs(levels * scale[:, None, None, None] - weight) <= scale[:, None, None, None] * 0.501).all()
+    assert not levels[3].any()
+    assert (np.abs(levels[[0, 1, 2, 4, 5, 6]].astype(int)).max(axis=(1, 2, 3)) == LEVELS).all()
+
+
+def test_what_stays_in_float_is_exactly_that(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+    ranges = dict.fromkeys(place(model).tensors, 3.0)
+    names = [convolution.name for convolution in place(model).convolutions]
+    one = insert_qdq(model, ranges, in_float=["layer2.1.conv2"])
+    assert Counter(n.op_type for n in one.graph.node)["Conv"] == len(names)
+    weights = {t.name: t.data_type for t in one.graph.initializer if t.name.endswith("weight")}
+    floats = {name for name, kind in weights.items() if kind == onnx.TensorProto.FLOAT}
+    assert floats == {"layer2.1.conv2.weight", "fc.weight"}
+    # Its Add is in float as well, so its skip is not quantised for it.
+    add = next(n for n in one.graph.node if n.name == "layer2.1.add")
+    assert list(add.input) == ["layer2.1.conv2.out", "layer2.0.relu2.out"]
+    none = insert_qdq(model, ranges, in_float=names)
+    assert [n.name for n in none.graph.node] == [n.name for n in model.graph.node]
+
+
+def test_other_biases_are_for_what_is_quantised(model: onnx.ModelProto) -> None:
+    placement = place(model)
+    ranges = dict.fromkeys(placement.tensors, 3.0)
+    biases = {
+        c.name: np.full(8, 7, np.float32) for c in placement.convolutions if c.name.startswith("layer1")
+    }
+    found = insert_qdq(model, ranges, in_float=["layer1.0.conv1"], biases=biases)
+    before, after = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, found))
+    np.testing.assert_array_equal(after["layer1.0.conv2.bias"], 7)
+    np.testing.assert_array_equal(after["layer1.0.conv1.bias"], before["layer1.0.conv1.bias"])
+    np.testing.assert_array_equal(after["conv1.bias"], before["conv1.bias"])
+
+
+def test_int8_is_near_float_and_openvino_near_onnxruntime(
+    model: onnx.ModelProto,
+    quantised: onnx.ModelProto,
+    imagery_chips: Callable[..., tuple[np.ndarray, np.ndarray]],
+) -> None:
+    chips, _ = imagery_chips(64, seed=9)
+    outputs = [
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"chips": chips}
+        )[0]
+        for m in (model, quantised)
+    ]
+    assert np.abs(outputs[0] - outputs[1]).max() < 0.1
+    assert (outputs[0].argmax(1) == outputs[1].argmax(1)).mean() > 0.95
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-6  # it is quantised at all
+    compiled = openvino.Core().compile_model(read(quantised), "CPU")
+    # Rounding halves and the order of sums differ.
+    assert np.abs(compiled(chips)["probabilities"] - outputs[1]).max() < 0.05
+
+
+def test_openvino_runs_every_convolution_in_int8(quantised: onnx.ModelProto) -> None:
+    network = read(quantised)
+    network.reshape({"chips": [4, 32, 32, 3]})
+    compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [
+        (
+            info["layerType"].astype(str),
+            info["runtimePrecision"].astype(str),
+            info["primitiveType"].astype(str),
+        )
+        for info in (node.get_rt_info() for node in compiled.get_runtime_model().get_ops())
+    ]
+    convolutions = [kind for kind in kinds if kind[0] == "Convolution"]
+    assert len(convolutions) == len([n for n in quantised.graph.node if n.op_type == "Conv"])
+    assert {precision for _, precision, _ in convolutions} <= {"u8", "i8"}
+    assert all(primitive.endswith("I8") for *_, primitive in convolutions)
