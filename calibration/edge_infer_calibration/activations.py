@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BINS = 4096
 """Of each histogram, of which at least half are in use."""
+SMALLEST_TOP = 2.0**-64
+"""Of a histogram: below it `BINS / top` leaves float32, and a value is as good as 0."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +64,7 @@ class Histogram:
     def _reach(self, largest: float) -> None:
         self.largest = max(self.largest, largest)
         if largest > 0 and self.top == 0:
-            self.top = float(2.0 ** np.ceil(np.log2(largest)))
+            self.top = max(float(2.0 ** np.ceil(np.log2(largest))), SMALLEST_TOP)
         while self.top < largest:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([merged, np.zeros(BINS // 2, np.int64)])
