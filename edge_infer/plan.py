@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edge_infer.sizes import TILE_PIXELS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from edge_infer.imagery import Image
-
-BUDGET_PIXELS = 4_194_304
-"""Most pixels of one tile, bands counted once: 12 MB of RGB in memory."""
 
 JOB_COST_PIXELS = 32_768
 """What a job costs beyond its pixels (calls, seeks), in pixels that could be decoded in that time."""
@@ -59,7 +58,8 @@ class TileJob:
     height: int
     """Rows at full resolution."""
     decimation: int
-    """Power of two: pixels of the image per pixel of the tile, along each axis."""
+    """Power of two: about so many pixels of the image per pixel of the tile, along each axis; with overviews
+    it may be fewer, down to half."""
     rows: NDArray[np.int64]
     """(k,): positions of the footprints."""
     boxes: NDArray[np.float64]
@@ -72,7 +72,7 @@ def plan(
     chip_pixels: int,
     rows: NDArray[np.int64],
     *,
-    budget_pixels: int = BUDGET_PIXELS,
+    budget_pixels: int = TILE_PIXELS,
 ) -> list[TileJob]:
     """Group windows into tile jobs, in an order in which neighbours follow each other.
 

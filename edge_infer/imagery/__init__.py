@@ -6,6 +6,7 @@ The only package that opens rasters. In data-flow order:
     trust         what may be opened at all: files that hold their pixels, and plain mosaics of them
     header        one raster: what it is, and whether the model can use it
     opening       all rasters of a run, out of files and folders
+    levels        its full resolution and its overviews, each on a pixel grid of its own
     reader        decoded pixels of one rectangle, one reader a thread
 """
 
@@ -14,6 +15,6 @@ from __future__ import annotations
 from edge_infer.grid import Grid
 from edge_infer.imagery.header import GSD_TOLERANCE, Image
 from edge_infer.imagery.opening import Imagery, open_imagery
-from edge_infer.imagery.reader import Reader, Tile
+from edge_infer.imagery.reader import Mask, Reader, Tile
 
-__all__ = ["GSD_TOLERANCE", "Grid", "Image", "Imagery", "Reader", "Tile", "open_imagery"]
+__all__ = ["GSD_TOLERANCE", "Grid", "Image", "Imagery", "Mask", "Reader", "Tile", "open_imagery"]

@@ -9,7 +9,9 @@ from rasterio._err import CPLE_BaseError
 from rasterio.env import set_gdal_config
 from rasterio.errors import RasterioError
 
-BLOCK_CACHE_BYTES = 256 * 2**20
+from edge_infer.sizes import available_cores, choose_cache_bytes, installed_memory_bytes
+
+BLOCK_CACHE_BYTES = choose_cache_bytes(cores=available_cores(), memory_bytes=installed_memory_bytes())
 """GDAL's cache of decoded blocks, shared by all threads; GDAL_CACHEMAX in the environment wins."""
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)

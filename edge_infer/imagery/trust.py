@@ -95,10 +95,7 @@ def check_raster(path: Path, folder: Path | None) -> None:
         ImageryError: it is refused by the rules at the top of this module.
 
     """
-    parts = [path]
-    for part in parts:  # it grows on the way: overviews may have a mask, and masks overviews
-        _check(part, folder, MAX_DEPTH)
-        parts += [side for side in (Path(f"{part}.ovr"), Path(f"{part}.msk")) if os.path.lexists(side)]
+    _check(path, folder, MAX_DEPTH)
 
 
 def raster_files(path: Path) -> list[Path]:
@@ -113,6 +110,9 @@ def raster_files(path: Path) -> list[Path]:
 def _check(path: Path, folder: Path | None, depth: int) -> bytes:
     """Return the first bytes of a file that may be opened."""
     head = _head(path)
+    for side in (Path(f"{path}.ovr"), Path(f"{path}.msk")):  # overviews may have a mask, and masks overviews
+        if os.path.lexists(side):
+            _check_part(side, path, folder, depth)
     if _VRT_MARK not in head:
         return head
     if depth == 0:
@@ -123,17 +123,20 @@ def _check(path: Path, folder: Path | None, depth: int) -> bytes:
                 f"{path} points to {source}, outside of {folder}, the folder that it was found in; "
                 "if that is meant, name the VRT itself"
             )
-        if os.path.lexists(
-            source
-        ):  # else its pixels are not to be had, which is said of each that needs them
-            start = _check(source, folder, depth - 1)
-            # A file of zeros, or none at all, is what a lost tile looks like.
-            if _VRT_MARK not in start and not start.startswith(_PIXEL_MARKS) and start.strip(b"\0"):
-                raise ImageryError(
-                    f"{path} points to {source}, which is no TIFF, JPEG 2000 or other file that holds its "
-                    "own pixels; make it one: gdal_translate"
-                )
+        if os.path.lexists(source):  # else its pixels cannot be had, which is said of each that needs them
+            _check_part(source, path, folder, depth - 1)
     return head
+
+
+def _check_part(part: Path, whole: Path, folder: Path | None, depth: int) -> None:
+    """Refuse what GDAL would open with a raster and what does not hold its own pixels."""
+    start = _check(part, folder, depth)
+    # A file of zeros, or none at all, is what a lost tile looks like.
+    if _VRT_MARK not in start and not start.startswith(_PIXEL_MARKS) and start.strip(b"\0"):
+        raise ImageryError(
+            f"{whole} points to {part}, which is no TIFF, JPEG 2000 or other file that holds its "
+            "own pixels; make it one: gdal_translate"
+        )
 
 
 def _head(path: Path) -> bytes:

@@ -26,7 +26,7 @@ from affine import Affine
 from onnx import TensorProto, helper
 from pyproj import CRS, Transformer
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.rpc import RPC
 
@@ -650,10 +650,23 @@ def test_every_status_has_its_reason_and_its_count(tmp_path: Path) -> None:
     assert summary.exit_code == 3
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_the_place_is_right_through_overviews_rounded_up(tmp_path: Path, outside: bool) -> None:
+    """One column more than a multiple of 4: the overview has one more, and its pixels are narrower."""
+    image = write_scene(tmp_path / "image.tif", 32615, JOPLIN, step=(0.25, -0.25), size=641)
+    with rasterio.Env(TIFF_USE_OVR=outside), rasterio.open(image, "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.average)
+    assert image.with_name("image.tif.ovr").exists() == outside
+    houses = write_houses(tmp_path / "houses.gpkg", 4326, houses_in(4326, JOPLIN))
+    run(tmp_path, image, houses)
+    assert_ground(tmp_path, metres=0.5)  # half a pixel of the overview
+
+
 # ---- the point of resumption
 
 
-def test_what_is_still_to_do_changes_no_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overviews", [(), (2, 4, 8)])
+def test_what_is_still_to_do_changes_no_result(tmp_path: Path, overviews: tuple[int, ...]) -> None:
     """Chips from decimated tiles of an image of odd size, with holes, and halls larger than their window."""
     random = np.random.default_rng(5)
     levels = random.integers(1, 255, (3, 667, 751), dtype=np.uint8)
@@ -666,6 +679,8 @@ def test_what_is_still_to_do_changes_no_result(tmp_path: Path) -> None:
         blockysize=128,
     ) as dataset:  # fmt: skip
         dataset.write(levels)
+    with rasterio.open(image, "r+") as dataset:
+        dataset.build_overviews(list(overviews), Resampling.average)
     halls = []
     for x, y in random.uniform(0, 1, (60, 2)) * (150, 133):
         width, height = random.choice([5, 12, 60], 2) / 2

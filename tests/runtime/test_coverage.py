@@ -18,7 +18,7 @@ from rasterio.transform import from_origin
 from edge_infer.coverage import Coverage, _mean_valid, cover
 from edge_infer.footprints import Footprints, read_footprints
 from edge_infer.grid import Grid
-from edge_infer.imagery import Image, Imagery, open_imagery
+from edge_infer.imagery import Image, Imagery, Mask, open_imagery
 from edge_infer.manifest import ChipContract
 from edge_infer.plan import TileJob
 
@@ -270,7 +270,8 @@ def test_the_mean_of_a_mask_over_a_window_is_exact(seed, width, height, decimati
     valid = generator.integers(0, 2, (rows, columns), dtype=np.uint8)
     boxes = np.hstack([generator.uniform(-5, 40, (8, 2)), generator.uniform(0.1, 30, (8, 2))])
     job = TileJob(0, 3, 7, width, height, decimation, np.arange(8), boxes)
-    for mean, (x, y, w, h) in zip(_mean_valid(valid, job), boxes, strict=True):
+    mask = Mask(valid, 3, 7, decimation, decimation)
+    for mean, (x, y, w, h) in zip(_mean_valid(mask, job), boxes, strict=True):
         across = overlap(x - 3, w, columns * decimation, columns)
         down = overlap(y - 7, h, rows * decimation, rows)
         assert mean == pytest.approx(down @ valid @ across / (w * h), abs=1e-9)

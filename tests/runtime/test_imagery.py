@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
 import shutil
 import threading
@@ -526,8 +527,8 @@ def test_masks_are_read_with_the_pixels(write_raster, kind):
         assert (tile.valid[share == 0] == 0).all()
         with Reader() as reader:
             alone = reader.read_valid(image, column=0, row=0, width=128, height=128, decimation=decimation)
-        assert alone is not None
-        assert np.array_equal(alone, tile.valid)
+        assert np.array_equal(alone.valid, tile.valid)
+        assert (alone.column, alone.row, alone.scale_x, alone.scale_y) == (0, 0, decimation, decimation)
 
 
 @pytest.mark.parametrize("kind", ["nodata", "alpha", "mask"])
@@ -708,8 +709,8 @@ def test_a_mosaic_with_a_source_on_the_network_stays_offline(tmp_path):
             # And were it not refused, GDAL's settings would still keep it offline.
             with gdal_environment():
                 image = read_header(path, contract(bands=("gray",)))
-            with pytest.raises(ReadError):
-                read(image, 0, 0, 8, 8)
+            with contextlib.suppress(ReadError):  # GDAL does not always say that it could not look there
+                assert not read(image, 0, 0, 8, 8).pixels.any()
     finally:
         server.shutdown()
         thread.join()
