@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import subprocess
@@ -19,6 +20,7 @@ import shapely.geometry
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 
+from edge_infer.bundle import open_bundle, write_bundle
 from edge_infer.manifest import ChipContract, Manifest
 
 if TYPE_CHECKING:
@@ -87,6 +89,36 @@ def make_manifest() -> Callable[..., Manifest]:
             "facts": {"training": {"epochs": 3}, "parity": {"chips": 8}},
         }
         return Manifest(**{**values, **changes})
+
+    return make
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def golden(make_bundle: Callable[..., Path]) -> Callable[..., Path]:
+    """A bundle that names a chip by its brightness, with 19 golden chips; `shift` spoils the answers."""
+
+    def make(shift: float = 0.0, **more: bytes) -> Path:
+        path: Path = make_bundle()
+        bundle = open_bundle(path)
+        chips = np.random.default_rng(3).integers(0, 256, (19, 16, 16, 3)).astype(np.uint8)
+        bright = chips.reshape(19, -1).mean(axis=1) / 255
+        expected = np.stack([1 - bright, bright], axis=1).astype(np.float32)
+        expected[4] += np.array([-shift, shift], np.float32)
+        members = {
+            "model.onnx": bundle.read("model.onnx"),
+            "golden/chips.npy": npy(chips),
+            "golden/expected.npy": npy(expected),
+        }
+        write_bundle(
+            path, bundle.manifest, members | {name.replace("__", "."): data for name, data in more.items()}
+        )
+        return path
 
     return make
 
@@ -168,7 +200,9 @@ class Town:
 
     def case(self, out: Path, *options: str, **more: Any) -> dict[str, Any]:
         """A case for `run_warm`."""
-        settings = {"edge_infer.ledger:COMMIT_FOOTPRINTS": self.group, **more.pop("settings", {})}
+        bounds = dict.fromkeys(("COMMIT_FOOTPRINTS", "MOST_FOOTPRINTS"), self.group)
+        settings = {f"edge_infer.ledger:{name}": rows for name, rows in bounds.items()}
+        settings |= more.pop("settings", {})
         command = ["run", "--quiet", *self.inputs, "--out", str(out), "--batch", str(self.batch), *options]
         return {"arguments": command, "settings": settings, **more}
 

@@ -25,13 +25,13 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Nothing here may start a thread: a forked process would miss it.
-import openvino  # noqa: F401
 import pyogrio  # noqa: F401
 import rasterio
 
@@ -154,6 +154,8 @@ def _arm(strike: dict[str, Any]) -> None:
             signal.setitimer(signal.ITIMER_REAL, strike["seconds"])
         else:
             os.kill(os.getpid(), strike["signal"])
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.02)  # the main thread hears of it before this one goes on
 
     def struck(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
