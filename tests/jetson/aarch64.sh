@@ -43,14 +43,33 @@ mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
 echo ":aarch64:M::$magic:$mask:$(command -v qemu-aarch64-static):F" > /proc/sys/fs/binfmt_misc/register
-for folder in dev proc; do mount --rbind "/$folder" "$ROOT/$folder"; done
+for folder in dev proc sys; do mount --rbind "/$folder" "$ROOT/$folder"; done
 for folder in town wheelhouse results; do mkdir -p "$ROOT/$folder"; done
 mount --bind "$TOWN" "$ROOT/town"
 mount --bind "$WORK/wheelhouse" "$ROOT/wheelhouse"
 mount --bind "$WORK/results" "$ROOT/results"
 exec chroot "$ROOT" /bin/bash /inside.sh
 TEXT
+rm -rf "$work/results" # of an earlier time
 mkdir -p "$work/results"
 cp "$work/inside.sh" "$root/inside.sh"
-ROOT=$root TOWN=$town WORK=$work unshare --user --map-root-user --mount --net bash "$work/enter.sh"
-ls -l "$work/results"
+# Of the processors that qemu knows, the one nearest to Orin's: no SVE.
+QEMU_CPU=cortex-a76 ROOT=$root TOWN=$town WORK=$work \
+  unshare --user --map-root-user --mount --net bash "$work/enter.sh"
+
+"$here/../../.venv/bin/edge-infer" run --model "$town/town.edgemodel" --imagery "$town/imagery" \
+  --footprints "$town/footprints.gpkg" --out "$work/results/here.gpkg" --quiet
+"$here/../../.venv/bin/python" - "$work/results" <<'TEXT'
+import sqlite3, sys
+
+def rows(name):
+    with sqlite3.connect(f"{sys.argv[1]}/{name}.gpkg") as data:
+        (layer,) = data.execute("SELECT table_name FROM gpkg_contents WHERE data_type = 'features'").fetchone()
+        return data.execute(f'SELECT class_label, confidence, status FROM "{layer}" ORDER BY source_fid').fetchall()
+
+here, there = rows("here"), rows("aarch64")
+same = sum(a[0] == b[0] and a[2] == b[2] for a, b in zip(here, there, strict=True))
+shift = max(abs(a[1] - b[1]) for a, b in zip(here, there, strict=True) if a[1] is not None and b[1] is not None)
+print(f"aarch64: {same} of {len(here)} footprints as on this machine; largest shift of a confidence {shift:.1e}")
+sys.exit(same != len(here))
+TEXT
