@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edge_infer.cli import band_numbers
+from edge_infer.cli_values import band_numbers
 from edge_infer.errors import Refused
 
 _OF_ONE_PAIR = ("imagery", "footprints", "layer", "where", "imagery_crs", "footprints_crs", "event", "place")

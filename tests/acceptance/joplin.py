@@ -13,12 +13,22 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fiona
 
 TILES = ("tile_31500-5137", "tile_31500-6161", "tile_32524-5137")
 CLASSES = ("destroyed", "damaged", "no_visible_damage")
+
+Move = Callable[[Any], Any]
+"""A GeoJSON geometry to the same elsewhere."""
+
+
+def unmoved(geometry: Any) -> Any:
+    """Leave a geometry where it is."""
+    return geometry
 
 
 def edge_infer(*arguments: object) -> None:
@@ -28,8 +38,8 @@ def edge_infer(*arguments: object) -> None:
     subprocess.run([Path(sys.executable).with_name("edge-infer"), *words], check=True)
 
 
-def write_labelled(joplin: Path, tiles: tuple[str, ...], path: Path) -> None:
-    """Write the footprints that truth.csv labels on these tiles, with their label."""
+def write_labelled(joplin: Path, tiles: tuple[str, ...], path: Path, move: Move = unmoved) -> None:
+    """Write the footprints that truth.csv labels on these tiles, moved by `move`, with their label."""
     with (joplin / "truth.csv").open(newline="") as stream:
         labels = {
             int(row["footprint"]): row["label"] for row in csv.DictReader(stream) if row["tile"] in tiles
@@ -38,7 +48,7 @@ def write_labelled(joplin: Path, tiles: tuple[str, ...], path: Path) -> None:
         schema = {"geometry": "Polygon", "properties": {"label": "str"}}
         with fiona.open(path, "w", driver="GPKG", crs="EPSG:4326", schema=schema) as sink:
             sink.writerecords(
-                {"geometry": feature.geometry, "properties": {"label": labels[number]}}
+                {"geometry": move(feature.geometry), "properties": {"label": labels[number]}}
                 for number, feature in enumerate(source)
                 if number in labels
             )
