@@ -108,7 +108,9 @@ def test_commit(benchmark: BenchmarkFixture, source: Path, tmp_path: Path, order
                         class_index=probabilities[part].argmax(axis=1),
                         probabilities=probabilities[part],
                         status=np.full(count, "ok"),
+                        reason=np.full(count, None, dtype=object),
                         valid_fraction=np.ones(count, dtype=np.float32),
+                        covered_fraction=np.ones(count, dtype=np.float32),
                         image_index=np.full(count, -1),
                         gsd_m=np.full(count, 0.5),
                     )
