@@ -15,9 +15,9 @@ from edge_infer.errors import Refused
 from edge_infer.feed import ReadFailure, stream_chips
 from edge_infer.footprints import read_field, read_footprints
 from edge_infer.imagery import open_imagery
-from edge_infer_export.dataset import read_chips
-from edge_infer_export.labels import assign_classes
-from edge_infer_export.split import ground_blocks
+from edge_infer_export.chips.dataset import read_chips
+from edge_infer_export.chips.labels import assign_classes
+from edge_infer_export.chips.split import ground_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

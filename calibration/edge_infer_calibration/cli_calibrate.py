@@ -75,7 +75,7 @@ def calibrate(
     from edge_infer_calibration.calibrate import CalibrateRequest
     from edge_infer_calibration.calibrate import calibrate as do
     from edge_infer_calibration.gate import Limits
-    from edge_infer_export.labels import parse_classes
+    from edge_infer_export.chips.labels import parse_classes
 
     request = CalibrateRequest(
         classes=None if classes is None else parse_classes(classes),

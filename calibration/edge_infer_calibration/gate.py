@@ -16,7 +16,7 @@ import numpy as np
 from edge_infer.engine.openvino import DEFAULT_BATCH, OpenVinoEngine
 from edge_infer.errors import Refused
 from edge_infer.ring import BatchSlot
-from edge_infer_export.intervals import (
+from edge_infer_export.evaluation.intervals import (
     NOTHING,
     Estimate,
     bootstrap,

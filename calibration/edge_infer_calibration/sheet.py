@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_infer.errors import OutputError
-from edge_infer_export.sheet import Tile, contact_sheet, to_rgb
+from edge_infer_export.evaluation.sheet import Tile, contact_sheet, to_rgb
 
 if TYPE_CHECKING:
     from pathlib import Path

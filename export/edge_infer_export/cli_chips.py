@@ -131,10 +131,10 @@ def chips(
     **options: Any,
 ) -> None:
     """Cut a labelled chip of every footprint, exactly as `run` will cut them."""
-    from edge_infer_export.chips import ChipsRequest, cut_chips
-    from edge_infer_export.emd import chip_options, read_emd
-    from edge_infer_export.labels import parse_classes
-    from edge_infer_export.pairs import Pair, read_pairs
+    from edge_infer_export.chips.cut import ChipsRequest, cut_chips
+    from edge_infer_export.chips.labels import parse_classes
+    from edge_infer_export.chips.pairs import Pair, read_pairs
+    from edge_infer_export.importing.emd import chip_options, read_emd
 
     one = {name: options.pop(name) for name in _OF_ONE_PAIR}
     if pairs_file is not None:

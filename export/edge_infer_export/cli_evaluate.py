@@ -60,8 +60,8 @@ def evaluate(*, classes: str | None, as_json: bool, quiet: bool, **options: Any)
     Temperature, thresholds and the shortcut probe are the bundle's own: nothing is fitted to these chips.
     """
     from edge_infer.info import evaluation_lines
-    from edge_infer_export.evaluate import EvaluateRequest, evaluate_bundle
-    from edge_infer_export.labels import parse_classes
+    from edge_infer_export.chips.labels import parse_classes
+    from edge_infer_export.evaluation.evaluate import EvaluateRequest, evaluate_bundle
 
     request = EvaluateRequest(classes={} if classes is None else parse_classes(classes), **options)
     say = (lambda _: None) if quiet else partial(click.echo, err=True)

@@ -18,7 +18,7 @@ def export(*, run: Path, out: Path, name: str | None, overwrite: bool) -> None:
     The bundle holds the network as ONNX with its preprocessing, what it reached in training, and a few
     chips with the expected result for self-tests.
     """
-    from edge_infer_export.export import export_bundle
+    from edge_infer_export.network.bundle import export_bundle
 
     bundle = export_bundle(run, out, name=name, overwrite=overwrite)
     manifest = bundle.manifest

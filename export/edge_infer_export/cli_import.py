@@ -59,9 +59,9 @@ import click
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def import_chips(*, classes: str | None, quiet: bool, **options: Any) -> None:
     """Take over chips in FOLDER: Esri's Labeled_Tiles or Imagenet, or a folder of pictures for each class."""
-    from edge_infer_export.importing import ImportRequest
-    from edge_infer_export.importing import import_chips as run
-    from edge_infer_export.labels import parse_classes
+    from edge_infer_export.chips.labels import parse_classes
+    from edge_infer_export.importing.folder import ImportRequest
+    from edge_infer_export.importing.folder import import_chips as run
 
     request = ImportRequest(classes=None if classes is None else parse_classes(classes), **options)
     click.echo(run(request, quiet=quiet).describe())

@@ -152,9 +152,9 @@ def train(
     from dataclasses import fields
 
     from edge_infer.info import evaluation_lines
-    from edge_infer_export.options import TrainOptions
-    from edge_infer_export.runfolder import CURVE, find_rate_to_file, train_to_folder
-    from edge_infer_export.split import SplitOptions
+    from edge_infer_export.chips.split import SplitOptions
+    from edge_infer_export.training.options import TrainOptions
+    from edge_infer_export.training.runfolder import CURVE, find_rate_to_file, train_to_folder
 
     of_split = {
         field.name: options.pop(field.name) for field in fields(SplitOptions) if field.name in options

@@ -16,14 +16,14 @@ from edge_infer.classify import classify
 from edge_infer.errors import OutputError
 from edge_infer.footprints import open_layer, read_field, read_footprints
 from edge_infer.request import RunRequest
-from edge_infer_export.chips import ChipsRequest, cut_chips
-from edge_infer_export.export import export_bundle
-from edge_infer_export.pairs import Pair
-from edge_infer_export.runfolder import train_to_folder
-from edge_infer_export.scores import confusion_matrix
+from edge_infer_export.chips.cut import ChipsRequest, cut_chips
+from edge_infer_export.chips.pairs import Pair
+from edge_infer_export.evaluation.scores import confusion_matrix
+from edge_infer_export.network.bundle import export_bundle
 from edge_infer_export.town.files import LABEL_FIELD, TOWN_CRS, write_town
 from edge_infer_export.town.map import MapFeatures, draw_map
-from edge_infer_export.train import TrainOptions
+from edge_infer_export.training.runfolder import train_to_folder
+from edge_infer_export.training.train import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

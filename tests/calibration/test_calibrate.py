@@ -426,9 +426,9 @@ def test_chips_from_imagery_are_those_that_run_cuts(
     model: onnx.ModelProto, write_model: Callable[..., Path], scene: tuple[Path, Path], tmp_path: Path
 ) -> None:
     from edge_infer_calibration.candidates import from_imagery
-    from edge_infer_export.chips import ChipsRequest, cut_chips
-    from edge_infer_export.dataset import read_chips
-    from edge_infer_export.pairs import Pair
+    from edge_infer_export.chips.cut import ChipsRequest, cut_chips
+    from edge_infer_export.chips.dataset import read_chips
+    from edge_infer_export.chips.pairs import Pair
 
     raster, houses = scene
     manifest = open_bundle(write_model(model)).manifest

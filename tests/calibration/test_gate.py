@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge_infer.errors import Refused
 from edge_infer_calibration.gate import Limits, judge
-from edge_infer_export.scores import calibration_error
+from edge_infer_export.evaluation.scores import calibration_error
 
 CLASSES = ("a", "b", "c")
 

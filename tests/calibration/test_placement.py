@@ -12,7 +12,7 @@ from edge_infer.errors import BundleError
 from edge_infer_calibration.placement import place
 
 if TYPE_CHECKING:
-    from edge_infer_export.graph import Classifier
+    from edge_infer_export.network.graph import Classifier
 
 
 def graph_of(*nodes: onnx.NodeProto) -> onnx.ModelProto:

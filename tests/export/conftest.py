@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from edge_infer.manifest import ChipContract
-from edge_infer_export.dataset import ChipRecord, ChipWriter
-from edge_infer_export.evaluation import Judged, evaluate
-from edge_infer_export.graph import Classifier
-from edge_infer_export.resnet import ResNet
-from edge_infer_export.thresholds import Thresholds
+from edge_infer_export.chips.dataset import ChipRecord, ChipWriter
+from edge_infer_export.evaluation.figures import Judged, evaluate
+from edge_infer_export.evaluation.thresholds import Thresholds
+from edge_infer_export.network.graph import Classifier
+from edge_infer_export.network.resnet import ResNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from edge_infer_export.evaluation import Evaluation
+    from edge_infer_export.evaluation.figures import Evaluation
 
 RUN_CONTRACT = ChipContract(
     ground_metres=30, chip_pixels=32, bands=("red", "green", "blue"), coarsest_gsd_metres=0.5

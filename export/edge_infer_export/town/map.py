@@ -17,7 +17,7 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
-from edge_infer_export.plots import new_figure
+from edge_infer_export.evaluation.plots import new_figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

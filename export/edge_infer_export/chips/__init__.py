@@ -1,0 +1,3 @@
+"""Labelled chips: cut, kept on disk, read, and parted by place."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""What a model is worth where it was not trained, with intervals, pictures and one page."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""From chips to a run folder: order, augmentation, loader, schedule, checkpoints."""
+
+from __future__ import annotations
