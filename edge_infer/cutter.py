@@ -65,8 +65,9 @@ class HostCutter:
 class ShelfCutter:
     """Puts tiles on a shelf and leaves the cutting to whoever runs the slots' `pieces`.
 
-    Where the shelf is full of tiles whose chips wait in a part-filled slot, that slot is handed over as it
-    is: so room always comes. A tile too large for the shelf is cut on the reader's core.
+    Where the shelf is full of tiles whose chips wait in a part-filled slot, and the engine has nothing else
+    to do, that slot is handed over as it is: so room always comes. A tile too large for the shelf is cut on
+    the reader's core.
     """
 
     shelf: TileShelf

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from edge_infer.device import Memory
     from edge_infer.shelf import Piece
 
+SPARE_SLOTS = 2
+"""A run's slots beyond those in flight: one being filled while one stands ready."""
+
 
 @dataclass(slots=True, eq=False)
 class BatchSlot:
@@ -144,9 +147,12 @@ class BatchRing:
             self._hand_over(filling, part_filled=self._closing)
 
     def flush(self) -> None:
-        """Hand a part-filled slot over as it is, unless some of its places are still being filled."""
+        """Hand a part-filled slot over as it is, unless some of its places are still being filled.
+
+        Where ready slots wait for the engine it stays open: more chips come into it, and the engine gets on.
+        """
         with self._changed:
-            if self._open():
+            if self._open() and not self._ready:
                 self._hand_over(self._filling[-1], part_filled=True)
 
     def close(self) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _STREAM_NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: does not wait for the default stream, which TensorRT's initialisation uses."""
 _EVENT_BLOCKING_SYNC, _EVENT_DISABLE_TIMING = 1, 2
+_SCHEDULE_SPIN = 1
+"""CU_CTX_SCHED_SPIN."""
 
 
 class GpuMemoryError(EdgeInferError):
@@ -39,22 +41,28 @@ class CudaDevice:
         """Retain and push the primary context of the GPU that `probe_gpu` found.
 
         Raises:
-            EngineError: pycuda is missing or does not fit the driver.
-            EdgeInferError: the driver refuses.
+            EngineError: pycuda is missing or does not fit the driver, or the driver refuses; that the GPU is
+                full already is such a reason, as no smaller batch helps there.
 
         """
         self.facts = facts
         self.driver = load_pycuda()
         self._pinned: dict[int, Any] = {}
         self._mapped: dict[int, int] = {}
-        with self.translated("starting"):
-            self.driver.init()
-            self._context: Any = self.driver.Device(0).retain_primary_context()
-            try:
-                self._context.push()
-            except BaseException:
-                self._release()
-                raise
+        try:
+            with self.translated("starting"):
+                self._start()
+        except EdgeInferError as error:
+            raise EngineError(str(error)) from error
+
+    def _start(self) -> None:
+        self.driver.init()
+        self._context: Any = self.driver.Device(0).retain_primary_context()
+        try:
+            self._context.push()
+        except BaseException:
+            self._release()
+            raise
 
     @property
     def closed(self) -> bool:
@@ -108,8 +116,17 @@ class CudaDevice:
         return self.driver.Stream(_STREAM_NON_BLOCKING)
 
     def event(self, *, sleeping: bool) -> Any:  # noqa: ANN401
-        """Make an event without time; who waits for it sleeps, or spins to be awake a little sooner."""
+        """Make an event without time; who waits for it sleeps, or does what `spin` says."""
         return self.driver.Event(_EVENT_DISABLE_TIMING | (_EVENT_BLOCKING_SYNC if sleeping else 0))
+
+    def spin(self) -> None:
+        """Have whoever waits spin, to be awake a little sooner; a Jetson's driver may let it sleep else.
+
+        A driver that refuses costs microseconds, and nothing more.
+        """
+        ctypes.CDLL(DRIVER_LIBRARY).cuDevicePrimaryCtxSetFlags_v2(
+            ctypes.c_int(0), ctypes.c_uint(_SCHEDULE_SPIN)
+        )
 
     def timed_event(self) -> Any:  # noqa: ANN401
         """Make an event that notes the time."""
@@ -159,14 +176,31 @@ class PinnedMemory:
         """Take memory from `device`, which the GPU reads in place where `mapped`."""
         self._device, self._mapped = device, mapped
         self._arrays: list[np.ndarray[Any, Any]] = []
+        self.reserved: list[np.ndarray[Any, Any]] = []
+        """Allocated, and not handed out yet."""
+
+    def reserve(self, count: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        """Allocate so many arrays now, for `allocate` to hand out later.
+
+        Raises:
+            GpuMemoryError: there is not memory enough.
+
+        """
+        self.reserved += [self._make(shape, dtype) for _ in range(count)]
 
     def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray[Any, Any]:
-        """Give a zeroed C-contiguous array of page-locked memory.
+        """Give a zeroed C-contiguous array of page-locked memory: a reserved one where one is alike.
 
         Raises:
             GpuMemoryError: there is none left.
 
         """
+        for place, array in enumerate(self.reserved):
+            if (array.shape, array.dtype) == (tuple(shape), np.dtype(dtype)):
+                return self.reserved.pop(place)
+        return self._make(shape, dtype)
+
+    def _make(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray[Any, Any]:
         with self._device.translated(f"pinned memory of shape {shape}"):
             array = self._device.pinned(shape, dtype, mapped=self._mapped)
         self._arrays.append(array)
@@ -174,6 +208,7 @@ class PinnedMemory:
 
     def close(self) -> None:
         """Free all of it, in the device's thread; nobody may use it any more."""
+        self.reserved.clear()
         while self._arrays:
             self._device.free_pinned(self._arrays.pop())
 

@@ -72,10 +72,10 @@ def capture(stream_handle: int, enqueue: Callable[[], bool]) -> CudaGraph:
     graph, executable = c_void_p(), c_void_p()
     enqueued = False
     try:
-        enqueued = enqueue()
-    finally:  # a capture that is begun must be ended, or the stream is lost
-        result = driver.cuStreamEndCapture(stream_handle, ctypes.byref(graph))
-    try:
+        try:
+            enqueued = enqueue()
+        finally:  # a capture that is begun must be ended, or the stream is lost
+            result = driver.cuStreamEndCapture(stream_handle, ctypes.byref(graph))
         if not enqueued or result != 0 or not graph.value:
             raise CaptureError(error_name(result) if result else "it could not be enqueued")
         result = driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, 0)

@@ -14,8 +14,8 @@ from edge_infer.errors import EngineError
 
 DRIVER_LIBRARY = "libcuda.so.1"
 
-_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR and _INTEGRATED."""
+_MAJOR, _MINOR, _INTEGRATED, _MULTIPROCESSORS = 75, 76, 18, 16
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR, _INTEGRATED and _MULTIPROCESSOR_COUNT."""
 
 _INIT_HINTS = {
     3: "the driver is not initialised or is shutting down: restart the program",
@@ -41,6 +41,8 @@ class GpuFacts:
     """In its maker's words."""
     compute_capability: tuple[int, int]
     """(9, 0) is what compilers call sm_90."""
+    multiprocessors: int
+    """Tells apart what has one name: every Jetson Orin is called Orin."""
     integrated: bool
     """Shares the host's memory, as on a Jetson."""
     total_bytes: int
@@ -89,6 +91,7 @@ def probe_gpu() -> GpuFacts:
     return GpuFacts(
         name=name.value.decode(errors="replace"),
         compute_capability=(_attribute(cuda, _MAJOR, device), _attribute(cuda, _MINOR, device)),
+        multiprocessors=_attribute(cuda, _MULTIPROCESSORS, device),
         integrated=bool(_attribute(cuda, _INTEGRATED, device)),
         total_bytes=total_bytes,
         free_bytes=free_bytes,

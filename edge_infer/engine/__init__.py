@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from edge_infer.device import Memory
     from edge_infer.ring import BatchSlot
 
-EngineName = Literal["openvino", "tensorrt"]
+EngineName = Literal["openvino", "tensorrt", "instant"]
+"""`instant` answers at once and runs no model: `bench --feed`."""
 EngineChoice = Literal["auto", "openvino", "tensorrt"]
 Precision = Literal["int8", "fp16", "fp32"]
 PrecisionChoice = Literal["auto", "int8", "fp16", "fp32"]

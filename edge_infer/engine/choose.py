@@ -79,34 +79,43 @@ def _open_tensorrt(
     asked: str,
 ) -> Engine:
     """Open it for the largest batch that fits, from the one asked for down by halves."""
-    from edge_infer.device.cuda import CudaDevice, GpuMemoryError
+    from edge_infer.device.cuda import CudaDevice
+    from edge_infer.engine.tensorrt.cache import PlanRefusedError
     from edge_infer.engine.tensorrt.library import load_tensorrt
-    from edge_infer.engine.tensorrt.plans import ready_plan
+    from edge_infer.engine.tensorrt.plans import ReadyPlan, largest_that_fits, ready_plan
     from edge_infer.engine.tensorrt.runtime import DEFAULT_BATCH, TensorRtEngine, make_meter
 
     library = load_tensorrt(facts.driver)
     contract, classes = bundle.manifest.contract, len(bundle.manifest.classes)
-    wanted = size = batch or DEFAULT_BATCH
+    wanted = batch or DEFAULT_BATCH
     device = CudaDevice(facts)
 
-    def open_plan() -> TensorRtEngine:
+    def open_for(size: int) -> TensorRtEngine:
         measure = make_meter(device, library, bundle, batch=size, options=options)
-        plan = ready_plan(bundle, precision=precision, batch=size, gpu=facts, say=say, measure=measure)
-        fits = "" if size == wanted else f"; batch {size}, as {wanted} did not fit the GPU's memory"
-        return TensorRtEngine(
-            device, library, plan.content, contract, classes, batch=size, precision=plan.precision,
-            why=f"tensorrt: {asked}; {plan.why}{fits}", options=options,
-        )  # fmt: skip
+
+        def find(*, force: bool) -> ReadyPlan:
+            return ready_plan(
+                bundle, precision=precision, batch=size, gpu=facts, say=say, measure=measure, force=force
+            )
+
+        def load(plan: ReadyPlan) -> TensorRtEngine:
+            fits = "" if size == wanted else f"; batch {size}, as {wanted} did not fit the GPU's memory"
+            return TensorRtEngine(
+                device, library, plan.content, contract, classes, batch=size, precision=plan.precision,
+                why=f"tensorrt: {asked}; {plan.why}{fits}", options=options,
+            )  # fmt: skip
+
+        plan = find(force=False)
+        try:
+            return load(plan)
+        except PlanRefusedError as error:
+            if plan.built:
+                raise
+            say(f"{error}: the one in the cache is not taken, and is built anew")
+        return load(find(force=True))
 
     try:
-        while True:
-            try:
-                return open_plan()
-            except GpuMemoryError as error:
-                if size == 1:
-                    raise EngineError(str(error)) from error
-                say(f"{error}; trying batch {size // 2}")
-            size //= 2
+        return largest_that_fits(wanted, open_for, say)
     except BaseException:
         device.close()
         raise

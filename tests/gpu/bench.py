@@ -31,6 +31,7 @@ from edge_infer.bundle import open_bundle
 from edge_infer.device.cuda import CudaDevice
 from edge_infer.device.gpu import probe_gpu
 from edge_infer.engine import GpuOptions
+from edge_infer.machine import Machine
 
 if TYPE_CHECKING:
     from edge_infer.engine import Precision, SampleChoice
@@ -52,7 +53,12 @@ class Report:
 
     def add(self, **figure: Any) -> None:
         self._figures.append(figure)
-        content = {"machine": self._machine, "clocks_at_the_end": smi(), "figures": self._figures}
+        content = {
+            "machine": self._machine,
+            "clocks_at_the_end": smi(),
+            "board_at_the_end": board(),
+            "figures": self._figures,
+        }
         self._path.write_text(json.dumps(content, indent=1) + "\n")
         print(json.dumps(figure), flush=True)
 
@@ -67,6 +73,18 @@ def smi() -> dict[str, str]:
     return dict(zip(SMI_FIELDS.split(","), done.stdout.strip().split(", "), strict=False))
 
 
+def board() -> dict[str, Any]:
+    """What can be read of the board without root: on a Jetson power mode, clocks, temperatures, rails."""
+    found = Machine.read()
+    return {
+        "power_mode": None if found.power_mode is None else asdict(found.power_mode),
+        "clocks": [{**asdict(clock), "locked": clock.locked} for clock in found.clocks or ()],
+        "thermal_zones": [asdict(zone) for zone in found.thermal_zones or ()],
+        "power": None if found.power is None else asdict(found.power),
+        "absent": dict(found.absent),
+    }
+
+
 def describe_machine(tensorrt: str) -> dict[str, Any]:
     import pycuda
 
@@ -78,6 +96,7 @@ def describe_machine(tensorrt: str) -> dict[str, Any]:
     return {
         "gpu": asdict(probe_gpu()),
         "nvidia_smi": smi(),
+        "board": board(),
         "tensorrt": tensorrt,
         "pycuda": pycuda.VERSION_TEXT,
         "cpu": cpu,
@@ -289,7 +308,7 @@ class Bench:
                         footprints=summary.classified_now,
                         footprints_per_second=summary.footprints_per_second,
                         engine_alone_images_per_second=alone,
-                        share=summary.footprints_per_second / alone, pixels_read=summary.pixels_read,
+                        share=summary.footprints_per_second / alone, pixels_read=summary.work.pixels_read,
                         seconds=asdict(summary.times), why=summary.engine.why,
                     )  # fmt: skip
 

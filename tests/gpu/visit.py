@@ -11,8 +11,12 @@ where the time ends. SCRATCH keeps the model and the engines, so that a second c
     model    makes the bundle with all three precisions, unless SCRATCH holds it; needs torch and onnx
     cutting  the sampler's kernels against the CPU
     build    an engine of each precision, by the command a user gives
-    tests    tests/gpu, with EDGE_INFER_REQUIRE_GPU=1
-    engine, sampler, run    the parts of tests/gpu/bench.py
+    engine, run, sampler    the parts of tests/gpu/bench.py, cut short
+    tests-NAME    tests/gpu/test_gpu_NAME.py, with EDGE_INFER_REQUIRE_GPU=1
+
+What is short and wanted most comes first. Where one call may not take long enough for all, the later steps
+are for further calls: --step tests-engine, then tests-command, then tests-sanitizer, which fails where there
+is no compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -57,22 +63,35 @@ sys.exit(isinstance(found, str))
 def steps(work: Path, out: Path) -> dict[str, tuple[list[list[str]], float]]:
     """Commands of each step, and the most seconds for each of them."""
     python, model = sys.executable, work / "resnet34.edgemodel"
-    bench = [python, str(HERE / "bench.py"), "--out", str(out), "--model", str(model)]
     making = [[python, str(HERE / "model.py"), str(model)]] if not model.exists() else []
     build = [python, "-c", COMMAND, "build", str(model), "--precision"]
-    tests = [
-        python, "-m", "pytest", str(HERE), "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-v",
-        "-p", "no:cacheprovider", "-W", "default", "--durations=10", f"--junitxml={out / 'tests.xml'}",
-    ]  # fmt: skip
+
+    def bench(part: str, seconds: float) -> tuple[list[list[str]], float]:
+        """Nothing new is begun in the last third of its time, so that it ends by itself."""
+        minutes = f"{seconds / 90:.1f}"
+        options = ["--out", str(out), "--model", str(model), "--minutes", minutes, "--part", part]
+        return [[python, str(HERE / "bench.py"), *options]], seconds
+
+    def tests(name: str, seconds: float) -> tuple[list[list[str]], float]:
+        command = [
+            python, "-m", "pytest", str(HERE / f"test_gpu_{name}.py"), "-c", str(ROOT / "pyproject.toml"),
+            "--rootdir", str(ROOT), "-v", "-p", "no:cacheprovider", "-W", "default", "--durations=10",
+            f"--junitxml={out / f'tests-{name}.xml'}",
+        ]  # fmt: skip
+        return [command], seconds
+
     return {
-        "facts": ([["nvidia-smi"], [python, "-c", FACTS]], 90),
+        "facts": ([["nvidia-smi"], [python, "-c", FACTS]], 60),
         "model": (making, 300),
-        "cutting": ([[python, str(HERE / "cutting.py")]], 90),
-        "build": ([[*build, precision] for precision in ("int8", "fp16", "fp32")], 300),
-        "tests": ([tests], 580),
-        "engine": ([[*bench, "--part", "engine"]], 580),
-        "sampler": ([[*bench, "--part", "sampler"]], 120),
-        "run": ([[*bench, "--part", "run"]], 580),
+        "cutting": ([[python, str(HERE / "cutting.py")]], 60),
+        "build": ([[*build, precision] for precision in ("int8", "fp16", "fp32")], 200),
+        "tests-sampler": tests("sampler", 120),
+        "engine": bench("engine", 150),
+        "run": bench("run", 150),
+        "sampler": bench("sampler", 60),
+        "tests-engine": tests("engine", 580),
+        "tests-command": tests("command", 580),
+        "tests-sanitizer": tests("sanitizer", 580),
     }
 
 
@@ -91,16 +110,22 @@ def do(command: list[str], log: Path, work: Path, seconds: float) -> int | str:
         file.write(f"$ {' '.join(command)[:400]}\n")
         file.flush()
         try:
-            # Elsewhere than in the checkout, whose edge_infer/ has no compiled part.
-            done = subprocess.run(
+            # Elsewhere than in the checkout, whose edge_infer/ has no compiled part. A session of its own, so
+            # that what it starts can be ended with it, and does not keep the GPU from the next step.
+            process = subprocess.Popen(
                 command, cwd=work, env={**os.environ, **environment}, stdout=file, stderr=subprocess.STDOUT,
-                check=False, timeout=max(seconds, 1),
+                start_new_session=True,
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"ended after {seconds:.0f} s"
         except OSError as error:
             return str(error)
-    return done.returncode
+        try:
+            return process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            return f"ended after {seconds:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):  # also what it has left behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ RECORD = PlanRecord(
         tensorrt="10.3.0",
         gpu="Orin (nvgpu)",
         compute_capability="8.7",
+        multiprocessors=8,
         driver="12.6",
         precision="int8",
         batch=64,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from edge_infer.bundle import open_bundle
 from edge_infer.device.cuda import load_pycuda
+from edge_infer.device.cuda_sampler import why_not
 from edge_infer.device.gpu import DRIVER_LIBRARY, GpuFacts, probe_gpu
 from edge_infer.engine import GpuOptions
 from edge_infer.engine.choose import open_engine
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ORIN = GpuFacts(
-    name="Orin", compute_capability=(8, 7), integrated=True, total_bytes=8 << 30, free_bytes=4 << 30,
-    driver="12.6",
+    name="Orin", compute_capability=(8, 7), multiprocessors=8, integrated=True, total_bytes=8 << 30,
+    free_bytes=4 << 30, driver="12.6",
 )  # fmt: skip
 
 
@@ -90,6 +93,33 @@ def test_the_command_exits_with_2_and_one_line(
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("edge-infer: no NVIDIA driver was found (libcuda.so.1); install one")
     assert not (tmp_path / "out.gpkg").exists()
+
+
+DISCRETE = replace(ORIN, name="a card", integrated=False, driver="13.0")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "gpu", "reason"),
+    [
+        ("80 86 87", ORIN, None),
+        ("80 86 90", ORIN, "are for sm_80 86 90, this GPU is sm_87"),  # cards' code, and a Tegra
+        ("80 86", ORIN, None),  # by PTX
+        ("87", replace(DISCRETE, compute_capability=(8, 9)), "nvcc 13.2"),  # PTX needs the driver of its nvcc
+        ("80 86 90", replace(DISCRETE, compute_capability=(8, 9)), None),
+        ("75 80 87 90", replace(DISCRETE, compute_capability=(8, 9)), None),
+        ("75 87 90", replace(DISCRETE, compute_capability=(8, 9)), "this GPU is sm_89"),
+        ("90 110", replace(DISCRETE, compute_capability=(12, 1), driver="13.2"), None),  # by PTX
+        ("90 120", replace(DISCRETE, compute_capability=(12, 1)), None),
+        ("90 120", replace(DISCRETE, compute_capability=(12, 1), driver="12.8"), "driver runs CUDA 12.8"),
+        ("75 90", replace(DISCRETE, compute_capability=(8, 6)), "are for sm_75 90, this GPU is sm_86"),
+    ],
+)
+def test_kernels_are_taken_where_they_run(monkeypatch, architectures, gpu, reason) -> None:
+    nvcc = "12.6.68" if gpu is ORIN else "13.2.51"
+    monkeypatch.setattr("edge_infer.device.cuda_sampler._ext.CUDA_ARCHITECTURES", architectures)
+    monkeypatch.setattr("edge_infer.device.cuda_sampler._ext.NVCC_VERSION", nvcc)
+    found = why_not(gpu)
+    assert found is None if reason is None else re.search(reason, str(found))
 
 
 def test_pycuda_that_is_missing_or_unfit_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

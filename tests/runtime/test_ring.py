@@ -72,11 +72,11 @@ class RingMachine(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """A part-filled slot goes on, unless someone is still filling it; no place of it is lost."""
+        """A part-filled slot goes on, unless someone is still filling it or others wait; no place is lost."""
         last = self.ring._filling[-1] if self.ring._open() else None
         ready = len(self.ring._ready)
         self.ring.flush()
-        handed_over = last is not None and last.filled == last.claimed
+        handed_over = last is not None and last.filled == last.claimed and not ready
         assert len(self.ring._ready) == ready + handed_over
 
     @rule()

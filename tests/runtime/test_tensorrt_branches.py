@@ -38,6 +38,11 @@ def test_errors_are_told_once_in_one_line():
     [
         ("[resizePhysical::127] Error Code 2: OutOfMemory (Requested size was 4294967296 bytes.)", True),
         ("Error Code 1: Cuda Runtime (out of memory)", True),
+        ("Error Code 1: Cuda Driver (CUDA_ERROR_OUT_OF_MEMORY)", True),
+        ("[defaultAllocator.cpp] cudaErrorMemoryAllocation: 2", True),
+        ("Requested amount of GPU memory (4294967296 bytes) could not be allocated.", True),
+        ("GPU memory allocation failed for layer conv1", True),
+        ("Skipping tactic 3 due to insufficient memory on requested size of 9126805504", True),
         ("Error Code 10: Internal Error (Could not find any implementation for node conv1.)", False),
     ],
 )
@@ -75,6 +80,7 @@ def trt86() -> SimpleNamespace:
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         BuilderFlag=SimpleNamespace(INT8="INT8", FP16="FP16", TF32="TF32"),
         TacticSource=SimpleNamespace(EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4),
+        PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"),
     )
 
 
@@ -91,13 +97,17 @@ def test_8_6_is_told_by_flags_and_10_by_the_file(trt86, precision, flags, cleare
         batch=8,
         workspace_bytes=1 << 30,
     )
-    for version, wanted, sources in (((8, 6, 0), flags, [call(1 << 3 | 1 << 4)]), ((10, 3, 0), [], [])):
+    for version, wanted, sources, previews in (
+        ((8, 6, 0), flags, [call(1 << 3 | 1 << 4)], [call("sharing", True)]),
+        ((10, 3, 0), [], [], []),
+    ):
         builder, config = MagicMock(), MagicMock()
         config.add_optimization_profile.return_value = 0
         builder_module._configure(TensorRt(trt86, "stand-in", version), builder, config, request)
         assert [made.args[0] for made in config.set_flag.call_args_list] == wanted
         assert [made.args[0] for made in config.clear_flag.call_args_list] == cleared
         assert config.set_tactic_sources.call_args_list == sources
+        assert config.set_preview_feature.call_args_list == previews
         config.set_memory_pool_limit.assert_called_once_with("workspace", 1 << 30)
         profile = builder.create_optimization_profile.return_value
         profile.set_shape.assert_called_once_with("chips", (1, 32, 32, 3), (8, 32, 32, 3), (8, 32, 32, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ from edge_infer.engine.tensorrt.timing import read_timings, timing_path, write_t
 GPU = GpuFacts(
     name="Orin (nvgpu)",
     compute_capability=(8, 7),
+    multiprocessors=8,
     integrated=True,
     total_bytes=8 << 30,
     free_bytes=4 << 30,
@@ -32,6 +34,7 @@ KEY = PlanKey(
     tensorrt="10.3.0",
     gpu="Orin (nvgpu)",
     compute_capability="8.7",
+    multiprocessors=8,
     driver="12.6",
     precision="int8",
     batch=64,
@@ -68,6 +71,7 @@ keys = st.builds(
     tensorrt=st.from_regex(r"\d{1,2}\.\d\.\d", fullmatch=True),
     gpu=st.text(min_size=1),
     compute_capability=st.from_regex(r"\d{1,2}\.\d", fullmatch=True),
+    multiprocessors=st.integers(1, 200),
     driver=st.from_regex(r"\d\d\.\d", fullmatch=True),
     precision=st.sampled_from(["int8", "fp16", "fp32"]),
     batch=st.integers(1, 1024),
@@ -182,7 +186,7 @@ def test_pruning_keeps_what_this_machine_can_use(cache):
             PLAN, record_of(replace(KEY, gpu="Xavier", compute_capability="7.2"))
         ): "the GPU was Xavier",
         cache.keep(PLAN, record_of(replace(KEY, driver="12.2"))): "the driver's CUDA was 12.2, is 12.6",
-        cache.keep(PLAN, record_of(replace(KEY, revision=0))): "edge-infer's builder was 0, is 1",
+        cache.keep(PLAN, record_of(replace(KEY, revision=1))): "edge-infer's builder was 1, is 2",
     }
     damaged = cache.folder / "damaged.plan"
     damaged.write_bytes(b"12345")
@@ -204,7 +208,7 @@ def test_pruning_keeps_what_this_machine_can_use(cache):
     assert good.exists()
     assert read_decision(decision_path(cache.folder, KEY, kept), "fp16") == decision
     assert read_decision(decision_path(cache.folder, gone, kept), "fp16") is None
-    assert [path.name for path in cache.folder.glob("*.timing")] == ["Orin-nvgpu-sm87-trt10.3.0.timing"]
+    assert [path.name for path in cache.folder.glob("*.timing")] == ["Orin-nvgpu-sm87-8mp-trt10.3.0.timing"]
     assert prune(cache, None, gpu=GPU, tensorrt="10.3.0", say=pytest.fail) == []
 
 
@@ -263,7 +267,55 @@ def test_timings_are_read_as_written_or_not_at_all(tmp_path_factory, timings, at
 
 
 def test_the_key_of_another_machine(tmp_path):
-    moved = KEY.on_machine(replace(GPU, name="Thor", compute_capability=(11, 0), driver="13.0"), "10.13.3")
+    thor = replace(GPU, name="Thor", compute_capability=(11, 0), multiprocessors=20, driver="13.0")
+    moved = KEY.on_machine(thor, "10.13.3")
     assert {name for name, value in asdict(moved).items() if value != getattr(KEY, name)} == {
-        "gpu", "compute_capability", "driver", "tensorrt",
+        "gpu", "compute_capability", "multiprocessors", "driver", "tensorrt",
     }  # fmt: skip
+
+
+def test_jetsons_of_one_name_do_not_share_plans_or_timings(tmp_path):
+    larger = replace(GPU, multiprocessors=16)
+    moved = KEY.on_machine(larger, KEY.tensorrt)
+    assert moved.digest != KEY.digest
+    assert moved.differences(KEY) == ["the number of multiprocessors was 8, is 16"]
+    assert timing_path(tmp_path, larger, "10.3.0") != timing_path(tmp_path, GPU, "10.3.0")
+
+
+def test_a_plan_that_is_built_anew_takes_its_decisions_with_it(cache):
+    """A decision compares two builds; it says nothing of a third one."""
+    float_key = replace(KEY, precision="fp16")
+    other = replace(KEY, precision="fp32")
+    for rebuilt in (KEY, float_key):
+        for key in (KEY, float_key, other):
+            cache.keep(PLAN, record_of(key))
+        path, untouched = (decision_path(cache.folder, KEY, key) for key in (float_key, other))
+        write_decision(path, decide(2.0, 1.0, "fp16"))
+        write_decision(untouched, decide(2.0, 1.0, "fp32"))
+        cache.keep(PLAN, record_of(rebuilt))
+        assert not path.exists()
+        assert untouched.exists() == (rebuilt == float_key)
+        assert len(cache.entries()) == 3
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o702])
+def test_a_folder_that_others_may_write_is_not_trusted(cache, mode):
+    cache.keep(PLAN, record_of())
+    cache.folder.chmod(mode)
+    assert cache.find(KEY, "town") == "others may write there, and a plan is native code: chmod go-w"
+    with pytest.raises(PermissionError, match="chmod go-w"):
+        cache.prepare()
+    cache.folder.chmod(0o755)
+    assert cache.find(KEY, "town") == (PLAN, record_of())
+
+
+def test_a_folder_of_another_user_is_not_trusted(cache, monkeypatch):
+    cache.keep(PLAN, record_of())
+    owner = cache.folder.stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    found = cache.find(KEY, "town")
+    if owner == 0:  # what root put there is taken by everyone
+        assert found == (PLAN, record_of())
+        os.chown(cache.folder, 4321, -1)
+        owner, found = 4321, cache.find(KEY, "town")
+    assert found == f"it belongs to the user {owner}, and a plan is native code: chown it"

@@ -22,9 +22,9 @@ from edge_infer.engine.tensorrt.library import load_tensorrt
 from edge_infer.manifest import ChipContract, Manifest
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import insert_qdq
-from edge_infer_export.graph import Classifier, export_graph
-from edge_infer_export.half import half_graph
-from edge_infer_export.resnet import ResNet
+from edge_infer_export.network.graph import Classifier, export_graph
+from edge_infer_export.network.half import half_graph
+from edge_infer_export.network.resnet import ResNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ def gpu() -> GpuFacts:
     return GpuFacts(
         name="Made-up GPU",
         compute_capability=(8, 7),
+        multiprocessors=8,
         integrated=False,
         total_bytes=8 << 30,
         free_bytes=4 << 30,

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from edge_infer.cli import main
+from edge_infer.device.cuda import GpuMemoryError
+from edge_infer.engine.tensorrt.builder import build_plan
 
 
 @pytest.fixture
@@ -69,3 +71,26 @@ def test_what_cannot_be_built_ends_with_2(command, make_bundle, small_models, tm
         "edge-infer: town.edgemodel holds no INT8 model; make it with `edge-infer calibrate`"
     )
     assert not (tmp_path / "plans").exists()
+
+
+def test_a_batch_that_does_not_fit_is_halved(command, make_bundle, monkeypatch):
+    def build(library, request, **options):
+        if request.batch > 16:
+            raise GpuMemoryError("TensorRT cannot build the fp16 engine: OutOfMemory")
+        return build_plan(library, request, **options)
+
+    monkeypatch.setattr("edge_infer.engine.tensorrt.plans.build_plan", build)
+    code, out, err = command(make_bundle().path, "--precision", "fp16", "--batch", 48, "--json")
+    assert (code, json.loads(out)["batch"]) == (0, 12)
+    assert [line[-8:] for line in err.splitlines() if "trying batch" in line] == ["batch 24", "batch 12"]
+    assert "batch 48 did not fit the GPU's memory; give --batch 12 to run as well" in err
+
+
+def test_a_gpu_with_no_memory_for_one_chip_ends_with_2(command, make_bundle, monkeypatch):
+    def build(*_, **__):
+        raise GpuMemoryError("TensorRT cannot build the fp16 engine: OutOfMemory")
+
+    monkeypatch.setattr("edge_infer.engine.tensorrt.plans.build_plan", build)
+    code, out, err = command(make_bundle().path, "--precision", "fp16", "--batch", 2)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "edge-infer: TensorRT cannot build the fp16 engine: OutOfMemory"

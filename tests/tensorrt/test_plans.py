@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edge_infer.device.cuda import GpuMemoryError
 from edge_infer.engine.tensorrt import plans as plans_module
+from edge_infer.engine.tensorrt.cache import PlanRefusedError
 from edge_infer.engine.tensorrt.library import load_tensorrt
 from edge_infer.engine.tensorrt.plans import ready_plan
 from edge_infer.errors import EngineError
@@ -48,6 +50,25 @@ def ask(make_bundle, gpu, tmp_path):
     return Asker(make_bundle(), gpu, tmp_path / "plans")
 
 
+def test_the_largest_batch_that_fits_is_found_by_halves():
+    tried: list[int] = []
+    said: list[str] = []
+
+    def attempt(batch):
+        tried.append(batch)
+        if batch > limit:
+            raise GpuMemoryError("no memory left")
+        return batch
+
+    limit = 13
+    assert plans_module.largest_that_fits(48, attempt, said.append) == 12
+    assert (tried, [line[-8:] for line in said]) == ([48, 24, 12], ["batch 24", "batch 12"])
+    limit = 0
+    with pytest.raises(EngineError, match="no memory left") as refused:
+        plans_module.largest_that_fits(3, attempt, said.append)
+    assert refused.value.exit_code == 2
+
+
 def only(folder: Path, pattern: str) -> Path:
     (found,) = folder.glob(pattern)
     return found
@@ -79,6 +100,7 @@ def test_what_differs_is_said_and_built_anew(ask, gpu, make_bundle, make_models,
     for changes, reason in (
         ({"name": "Another GPU"}, "the GPU was Made-up GPU, is Another GPU"),
         ({"compute_capability": (11, 0)}, "the compute capability was 8.7, is 11.0"),
+        ({"multiprocessors": 16}, "the number of multiprocessors was 8, is 16"),
         ({"driver": "13.2"}, "the driver's CUDA was 13.0, is 13.2"),
     ):
         other = ask(gpu=replace(gpu, **changes))
@@ -165,7 +187,7 @@ def test_force_builds_anew(ask):
 def test_a_damaged_timing_cache_is_left_aside(ask):
     ask()
     timings = only(ask.folder, "*.timing")
-    assert timings.name == "Made-up-GPU-sm87-trt11.4.0.106.timing"
+    assert timings.name == "Made-up-GPU-sm87-8mp-trt11.4.0.106.timing"
     timings.write_bytes(timings.read_bytes()[:-1] + b"?")
     assert ask("fp32").built
     assert any("is damaged and is left aside" in line for line in ask.said)
@@ -178,7 +200,7 @@ def test_a_folder_that_everyone_may_write_is_not_trusted(ask):
     ask.folder.chmod(0o777)
     plan = ask()
     assert (plan.built, plan.path) == (True, None)
-    assert any("everyone may write there" in line for line in ask.said)
+    assert any("others may write there" in line for line in ask.said)
 
 
 def test_a_folder_that_cannot_be_is_said_and_built_without(ask, tmp_path):
@@ -187,7 +209,7 @@ def test_a_folder_that_cannot_be_is_said_and_built_without(ask, tmp_path):
     plan = ask()
     assert (plan.built, plan.path) == (True, None)
     assert "plans cannot be kept in" in ask.said[0]
-    assert "--cache" in ask.said[0]
+    assert "by the variable EDGE_INFER_CACHE" in ask.said[0]
 
 
 def test_a_full_disk_costs_the_plan_its_place_only(ask, monkeypatch):
@@ -255,6 +277,79 @@ def test_auto_takes_what_is_faster_and_keeps_the_decision(ask, int8_rate, precis
     assert len(measured) == 6
 
 
+def test_auto_takes_float_where_int8_cannot_be_built(ask, make_bundle, make_models, small_models):
+    """The bundle's INT8 member takes other chips."""
+    other = make_models((1, 2, 1, 1), 8, 64)["model.int8.onnx"]
+    ask.bundle = make_bundle({**small_models, "model.int8.onnx": other}, file="odd")
+    for options in ({"measure": None}, {"measure": lambda _: pytest.fail("nothing to compare")}):
+        plan = ask("auto", **options)
+        assert (plan.precision, plan.why) == ("fp16", "fp16: INT8 cannot be built here")
+        assert any("64, 64, 3" in line and "--precision fp16 spares" in line for line in ask.said), ask.said
+    with pytest.raises(EngineError, match="64, 64, 3"):
+        ask("int8")
+
+
+def test_measuring_is_done_by_one_process_at_a_time(ask):
+    """While one measures, the folder is locked; who waited finds the decision and measures nothing."""
+    import fcntl
+
+    for precision in ("int8", "fp16"):
+        ask(precision)
+    locked = []
+
+    def measure(_):
+        with (ask.folder / ".building").open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locked.append(True)
+            else:
+                locked.append(False)
+        return 1000.0
+
+    first = ask("auto", measure=measure)
+    assert locked == [True, True]
+    decision = only(ask.folder, "choice-*.json")
+    kept = decision.read_bytes()
+    decision.unlink()
+
+    def decide_elsewhere(text):
+        if "waiting for it" in text:
+            decision.write_bytes(kept)
+            lock.close()
+
+    lock = (ask.folder / ".building").open("r+")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    again = ready_plan(
+        ask.bundle, precision="auto", batch=8, gpu=ask.gpu, say=decide_elsewhere, cache=ask.folder,
+        measure=lambda _: pytest.fail("the other process has decided"),
+    )  # fmt: skip
+    assert again.why == first.why
+
+
+def test_a_plan_that_tensorrt_refuses_while_it_is_measured_is_built_anew(ask):
+    for precision in ("int8", "fp16"):
+        ask(precision)
+    calls = []
+
+    def measure(_):
+        calls.append(1)
+        if len(calls) == 1:
+            raise PlanRefusedError("TensorRT cannot load a plan")
+        return 1000.0
+
+    plan = ask("auto", measure=measure)
+    assert plan.built
+    assert len(calls) == 3
+    assert any("cannot load a plan: the plans are built anew" in line for line in ask.said)
+
+    def refuse(_):
+        raise PlanRefusedError("TensorRT cannot load a plan")
+
+    with pytest.raises(PlanRefusedError):  # built just now, and refused all the same
+        ask("auto", measure=refuse, force=True)
+
+
 # --- other processes ---
 
 SCRIPT = """
@@ -264,8 +359,8 @@ from edge_infer.bundle import open_bundle
 from edge_infer.device.gpu import GpuFacts
 from edge_infer.engine.tensorrt.plans import ready_plan
 
-gpu = GpuFacts(name="Made-up GPU", compute_capability=(8, 7), integrated=False, total_bytes=8 << 30,
-    free_bytes=4 << 30, driver="13.0")
+gpu = GpuFacts(name="Made-up GPU", compute_capability=(8, 7), multiprocessors=8, integrated=False,
+    total_bytes=8 << 30, free_bytes=4 << 30, driver="13.0")
 plan = ready_plan(open_bundle(sys.argv[1]), precision=sys.argv[2], batch=8, gpu=gpu, measure=None,
     say=lambda text: print(text, flush=True), cache=Path(sys.argv[3]))
 print("built" if plan.built else "found", len(plan.content), flush=True)
@@ -277,9 +372,9 @@ def large_bundle(make_bundle, large_models):
     return make_bundle(large_models, side=224, file="large", name="large")
 
 
-def start(bundle, precision, folder):
+def start(bundle, precision, folder, script=SCRIPT):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(bundle.path), precision, str(folder)],
+        [sys.executable, "-c", script, str(bundle.path), precision, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -318,3 +413,26 @@ def test_a_build_that_is_ended_leaves_nothing(large_bundle, tmp_path, number):
     assert after.communicate(timeout=120)[0].splitlines()[-1].startswith("built")
     assert not list(folder.glob(".*.partial"))
     assert os.access(folder / ".building", os.R_OK)
+
+
+WITHOUT_A_MONITOR = """
+import tensorrt
+from edge_infer.engine.tensorrt import builder
+del tensorrt.IProgressMonitor  # as in 8.6, which cannot be asked to stop
+builder.HEARTBEAT_SECONDS = 0.05
+"""
+
+
+def test_a_second_signal_ends_at_once_a_build_that_cannot_be_stopped(large_bundle, tmp_path):
+    folder = tmp_path / "plans"
+    process = start(large_bundle, "int8", folder, WITHOUT_A_MONITOR + SCRIPT)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("building the int8 engine")
+    assert process.stdout.readline().startswith("still building")
+    process.send_signal(signal.SIGINT)
+    while "a second signal ends it at once" not in (line := process.stdout.readline()):
+        assert line.startswith("still building")
+    process.send_signal(signal.SIGINT)
+    out, complained = process.communicate(timeout=60)
+    assert (process.returncode, out, complained) == (-signal.SIGINT, "", "")
+    assert [path.name for path in folder.iterdir()] == [".building"]

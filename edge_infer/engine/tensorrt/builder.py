@@ -6,8 +6,10 @@ an exception there would end the process. The caller's thread waits, tells the t
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from edge_infer.engine.tensorrt.network import INPUT, parse_network
 from edge_infer.errors import EdgeInferError, EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edge_infer.device.gpu import GpuFacts
     from edge_infer.engine import Precision
@@ -102,10 +104,11 @@ def build_plan(
         while not job.ended.wait(HEARTBEAT_SECONDS):
             say(_heartbeat(time.monotonic() - started, last_seconds))
     except BaseException:
-        job.stopping.set()
-        if not hasattr(library.module, "IProgressMonitor"):
-            say(f"TensorRT {library.text} stops only when it has built; a second signal ends it at once")
-        job.ended.wait()
+        with _next_signal_ends_at_once():
+            job.stopping.set()
+            if not hasattr(library.module, "IProgressMonitor"):
+                say(f"TensorRT {library.text} stops only when it has built; a second signal ends it at once")
+            job.ended.wait()
         raise
     if job.failure is not None:
         raise job.failure
@@ -113,6 +116,24 @@ def build_plan(
     return BuiltPlan(
         content=content, seconds=time.monotonic() - started, warnings=tuple(warnings), timings=kept
     )
+
+
+@contextmanager
+def _next_signal_ends_at_once() -> Iterator[None]:
+    """Leave SIGINT and SIGTERM to the system, which ends the process without Python's own way out.
+
+    On that way TensorRT would call its log in an interpreter that is being taken down. Only the main thread
+    can do this, and only there are signals raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set by other than Python
 
 
 def _heartbeat(seconds: float, last_seconds: float | None) -> str:
@@ -155,8 +176,10 @@ class _Job:
             if monitor is not None:
                 config.progress_monitor = monitor
             cache = config.create_timing_cache(self._timings)
-            # A cache of another GPU or version is refused here; the build then times everything anew.
-            config.set_timing_cache(cache, False)
+            # A cache of another GPU or version is refused here; an empty one then takes what is timed anew.
+            if cache is None or not config.set_timing_cache(cache, False):
+                cache = config.create_timing_cache(b"")
+                config.set_timing_cache(cache, False)
             plan = None if self.stopping.is_set() else builder.build_serialized_network(network, config)
             if plan is None:
                 kind = GpuMemoryError if messages.out_of_memory() else EngineError
@@ -192,12 +215,15 @@ def _configure(library: TensorRt, builder: Any, config: Any, request: BuildReque
         # Left alone, convolutions are rounded to TensorFloat-32; who asks for FP32 wants FP32.
         config.clear_flag(trt.BuilderFlag.TF32)
     if not library.strongly_typed:
-        # The same files as elsewhere; the flags allow the types that the files already state.
+        # The same files as elsewhere. The flags allow more than the files state: normalisation, pooling and
+        # the last layer may run in FP16 too.
         for flag in {"int8": ("INT8", "FP16"), "fp16": ("FP16",), "fp32": ()}[request.precision]:
             config.set_flag(getattr(trt.BuilderFlag, flag))
         # Neither cuBLAS nor cuDNN, which TensorRT 8 would else load and 10 has left.
         sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
+        # Several batches in flight run by one profile; from 10 on that goes without saying.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     profile = builder.create_optimization_profile()
     least, most = (1, *request.chip_shape), (request.batch, *request.chip_shape)
     profile.set_shape(INPUT, least, most, most)

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from edge_infer.durable import replace_durably
 from edge_infer.engine import Precision
 from edge_infer.engine.tensorrt.layers import LayerReport
+from edge_infer.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from edge_infer.device.gpu import GpuFacts
 
-REVISION = 1
+REVISION = 2
 """Of what the builder does; a change that makes other plans raises it, and plans are built anew."""
 
 CACHE_VARIABLE = "EDGE_INFER_CACHE"
@@ -42,18 +43,22 @@ CACHE_VARIABLE = "EDGE_INFER_CACHE"
 LOCK_NAME = ".building"
 MAX_RECORD_BYTES = 1 << 20
 _WAIT_SECONDS = 0.2
-_OPEN_TO_ALL = "everyone may write there, and a plan is native code: chmod o-w"
 
 _WORDS = {
     "model_sha256": "the model",
     "tensorrt": "TensorRT",
     "gpu": "the GPU",
     "compute_capability": "the compute capability",
+    "multiprocessors": "the number of multiprocessors",
     "driver": "the driver's CUDA",
     "precision": "the precision",
     "batch": "the batch",
     "revision": "edge-infer's builder",
 }
+
+
+class PlanRefusedError(EngineError):
+    """TensorRT, or what it is to be used for, does not take this plan; another build of it may do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,8 @@ class PlanKey:
     """Its name."""
     compute_capability: str
     """As in 8.7."""
+    multiprocessors: int
+    """Of the GPU."""
     driver: str
     """Newest CUDA version that the driver runs. On a Jetson it changes with JetPack."""
     precision: Precision
@@ -88,6 +95,7 @@ class PlanKey:
             tensorrt=tensorrt,
             gpu=gpu.name,
             compute_capability=".".join(map(str, gpu.compute_capability)),
+            multiprocessors=gpu.multiprocessors,
             driver=gpu.driver,
             revision=REVISION,
         )
@@ -105,7 +113,8 @@ class PlanKey:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PlanKey:
         """Read plain values; `KeyError`, `TypeError` or `ValueError` where a field is absent or malformed."""
-        kinds = {field.name: int if field.name in ("batch", "revision") else str for field in fields(cls)}
+        numbers = ("multiprocessors", "batch", "revision")
+        kinds = {field.name: int if field.name in numbers else str for field in fields(cls)}
         for name, kind in kinds.items():
             if type(values[name]) is not kind:
                 raise TypeError(f"{name} is {values[name]!r}")
@@ -189,8 +198,8 @@ class PlanCache:
         `OSError` where that cannot be.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._open_to_all():
-            raise PermissionError(0, _OPEN_TO_ALL)
+        if distrust := self._distrust():
+            raise PermissionError(0, distrust)
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise PermissionError(0, "it may not be written")
 
@@ -199,8 +208,8 @@ class PlanCache:
 
         `model` is the model's name, by which a plan of an earlier version of it is recognised.
         """
-        if self._open_to_all():
-            return _OPEN_TO_ALL
+        if distrust := self._distrust():
+            return distrust
         for entry in self.entries():
             if entry.record is not None and entry.record.key == key:
                 try:
@@ -225,10 +234,13 @@ class PlanCache:
         return max(alike, key=lambda record: record.created).build_seconds if alike else None
 
     def keep(self, content: bytes, record: PlanRecord) -> Path:
-        """Store a plan; its path. `OSError` where it cannot be written: then nothing is half-written."""
-        path = self.path_of(record)
-        for stale in self.folder.glob(f"*-{record.key.digest}.*"):
-            if stale.stem != path.stem:  # of the same content under another name
+        """Store a plan; its path. `OSError` where it cannot be written: then nothing is half-written.
+
+        Decisions that were measured with the plan that it takes the place of go.
+        """
+        path, digest = self.path_of(record), record.key.digest
+        for stale in {*self.folder.glob(f"*-{digest}.*"), *self.folder.glob(f"choice-*{digest}*.json")}:
+            if stale.stem != path.stem:  # of the same content under another name, or a decision
                 stale.unlink(missing_ok=True)
         # A plan beside the record of an earlier one is refused by its digest, so this order is safe.
         replace_durably(path, content)
@@ -284,11 +296,17 @@ class PlanCache:
         finally:
             os.close(lock)  # and with it the lock; the file stays, as the next one's
 
-    def _open_to_all(self) -> bool:
+    def _distrust(self) -> str | None:
+        """Say why someone else may have put plans there; None where only this user and root can."""
         try:
-            return bool(self.folder.stat().st_mode & stat.S_IWOTH)
+            facts = self.folder.stat()
         except OSError:
-            return False
+            return None
+        if facts.st_uid not in (os.geteuid(), 0):
+            return f"it belongs to the user {facts.st_uid}, and a plan is native code: chown it"
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "others may write there, and a plan is native code: chmod go-w"
+        return None
 
     def _sweep(self) -> None:
         """Remove what a killed build left; nobody else writes while the lock is held."""

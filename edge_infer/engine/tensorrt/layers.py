@@ -67,19 +67,23 @@ def inspect_plan(
 
     """
     trt = library.module
+    runtime = engine = context = inspector = None
     with collected() as messages:
-        runtime = trt.Runtime(shared_logger(trt))
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise EngineError(f"TensorRT {library.text} cannot load the plan: {messages.reason()}")
-        # Types of tensors are told for shapes that are known only.
-        context = engine.create_execution_context()
-        inspector = engine.create_engine_inspector()
-        if context is not None and context.set_input_shape(INPUT, (batch, *chip_shape)):
-            inspector.execution_context = context
-        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        # What was made last goes first; TensorRT crashes the other way round.
-        del inspector, context, engine, runtime
+        try:
+            runtime = trt.Runtime(shared_logger(trt))
+            # After an error it may be a null pointer, which must not be touched.
+            engine = None if messages.errors() else runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise EngineError(f"TensorRT {library.text} cannot load the plan: {messages.reason()}")
+            # Types of tensors are told for shapes that are known only.
+            context = engine.create_execution_context()
+            inspector = engine.create_engine_inspector()
+            if context is not None and context.set_input_shape(INPUT, (batch, *chip_shape)):
+                inspector.execution_context = context
+            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        finally:
+            # What was made last goes first, and a frame that raises holds none: TensorRT crashes else.
+            del inspector, context, engine, runtime
     return read_report(text)
 
 

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_FULL = ("outofmemory", "memoryallocation", "couldnotbeallocated", "insufficientmemory")
+"""What errors of full memory hold, as CUDA_ERROR_OUT_OF_MEMORY and `GPU memory allocation failed` do."""
+
 MOST_MESSAGES = 1000
 """Kept by one collection; a build says more only where something repeats."""
 
@@ -48,7 +51,8 @@ class Messages:
 
     def out_of_memory(self) -> bool:
         """Whether an error tells of full memory."""
-        return any("outofmemory" in text.replace(" ", "").lower() for text in self.errors())
+        texts = [text.replace(" ", "").replace("_", "").lower() for text in self.errors()]
+        return any(word in text for word in _FULL for text in texts)
 
     def reason(self) -> str:
         """Put the errors in one line, for a message of ours."""

@@ -23,9 +23,11 @@ from edge_infer.device.cuda_graph import CaptureError, GraphLaunchError, capture
 from edge_infer.device.cuda_sampler import CudaSampler, why_not
 from edge_infer.engine import EngineFacts, GpuOptions
 from edge_infer.engine.load import BatchTimes, images_per_second
+from edge_infer.engine.tensorrt.cache import PlanRefusedError
 from edge_infer.engine.tensorrt.messages import collected, shared_logger
 from edge_infer.engine.tensorrt.network import INPUT, OUTPUT
 from edge_infer.errors import EdgeInferError, EngineError
+from edge_infer.ring import SPARE_SLOTS
 from edge_infer.shelf import TileShelf
 
 if TYPE_CHECKING:
@@ -113,6 +115,8 @@ class TensorRtEngine:
     ) -> None:
         """Load a plan, and run every lane once, so that nothing is left to be set up later.
 
+        The memory of a run's slots is allocated as well: where it does not suffice, that shows here.
+
         Args:
             device: the GPU.
             library: TensorRT, of the version that built the plan.
@@ -127,7 +131,8 @@ class TensorRtEngine:
 
         Raises:
             GpuMemoryError: the GPU's memory does not suffice; a smaller batch may fit.
-            EngineError: the plan cannot be used, or an option cannot be met.
+            PlanRefusedError: the plan cannot be used.
+            EngineError: an option cannot be met, or TensorRT failed otherwise.
 
         """
         self._device, self._trt = device, library.module
@@ -136,7 +141,7 @@ class TensorRtEngine:
         self._mapped = options.memory == "mapped" or (options.memory == "auto" and device.facts.integrated)
         self._graphs = options.graphs
         self._graphs_note = "on" if options.graphs else "off"
-        self._owns_device = False
+        self._owns_device = self._opened = False
         self.memory = PinnedMemory(device, mapped=self._mapped)
         self.cutter: ShelfCutter | None = None
         self.depth = options.lanes
@@ -154,24 +159,32 @@ class TensorRtEngine:
         try:
             with device.translated(f"batches of {batch}"):
                 self._load(plan, library.text)
-                where = self._prepare_sampling(options)
+                self._cut_where = self._prepare_sampling(options)
+                self.memory.reserve(options.lanes + SPARE_SLOTS, (batch, *contract.chip_shape), np.uint8)
+                if batch == 1:
+                    device.spin()
                 for _ in range(options.lanes):
                     self._add_lane()
         except BaseException:
             self.close()
             raise
-        self._owns_device = owns_device
-        self.facts = EngineFacts(
+        self._owns_device, self._opened = owns_device, True
+        self._facts = EngineFacts(
             name="tensorrt",
             version=library.text,
             precision=precision,
             device=device.facts.name,
             batch=batch,
-            why=f"{why}; {'mapped' if self._mapped else 'copied'} memory, CUDA graphs {self._graphs_note}, "
-            f"chips cut {where}",
+            why=f"{why}; {'mapped' if self._mapped else 'copied'} memory",
         )
 
     # --- the protocol ---
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs the model, by now: graphs may have been given up on the way."""
+        how = f"CUDA graphs {self._graphs_note}, chips cut {self._cut_where}"
+        return replace(self._facts, why=f"{self._facts.why}, {how}")
 
     @property
     def in_flight(self) -> int:
@@ -373,20 +386,24 @@ class TensorRtEngine:
         trt = self._trt
         with collected() as messages:
             self._runtime = trt.Runtime(shared_logger(trt))
+            if messages.errors():  # it may be a null pointer, which must not be touched
+                raise self._failure(f"start (TensorRT {version})", messages)
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise self._failure(f"load a plan with TensorRT {version}", messages)
+                raise self._failure(f"load a plan with TensorRT {version}", messages, PlanRefusedError)
         found, most = _describe(self._engine)
         wanted = [
             f"{INPUT} {trt.DataType.UINT8.name} {list(self._contract.chip_shape)}",
             f"{OUTPUT} {trt.DataType.FLOAT.name} {[self._classes]}",
         ]
         if found != wanted:
-            raise EngineError(
+            raise PlanRefusedError(
                 f"the plan's chips are {'; '.join(found)[:500]}, wanted {'; '.join(wanted)}; build it anew"
             )
         if most < self._batch:
-            raise EngineError(f"the plan takes batches of up to {most}, wanted {self._batch}; build it anew")
+            raise PlanRefusedError(
+                f"the plan takes batches of up to {most}, wanted {self._batch}; build it anew"
+            )
 
     def _prepare_sampling(self, options: GpuOptions) -> str:
         """Load the sampler where it is to be used; where chips are cut, in words."""
@@ -402,7 +419,12 @@ class TensorRtEngine:
             return "on the CPU"
         if options.sample_on == "auto" and (device.facts.integrated or reason is not None):
             return f"on the CPU ({reason or 'the GPU shares its memory'})"
-        self._sampler = CudaSampler(device, contract.chip_shape, contract.value_range)
+        try:
+            self._sampler = CudaSampler(device, contract.chip_shape, contract.value_range)
+        except EngineError as error:
+            if options.sample_on == "gpu":
+                raise
+            return f"on the CPU ({str(error).rsplit(';', maxsplit=1)[0]})"
         shelf = TileShelf(self.memory.allocate((SHELF_BYTES,), np.uint8))
         mapped = device.device_address(shelf.memory)
         if mapped is None:
@@ -434,27 +456,39 @@ class TensorRtEngine:
             lane.context = self._engine.create_execution_context()
             if lane.context is None:
                 raise self._failure("make an execution context", messages)
+            # 8.6 gives the first context alone the one profile; it was built to be shared.
             if not (
-                lane.context.set_input_shape(INPUT, (batch, *self._contract.chip_shape))
+                (
+                    lane.context.active_optimization_profile == 0
+                    or lane.context.set_optimization_profile_async(0, lane.stream.handle)
+                )
+                and lane.context.set_input_shape(INPUT, (batch, *self._contract.chip_shape))
                 and lane.context.set_tensor_address(OUTPUT, output_address)
             ):
                 raise self._failure(f"take batches of {batch}", messages)
-        device.driver.memset_d32_async(int(lane.input), 0, batch * self._chip_bytes // 4, lane.stream)
+        device.driver.memset_d8_async(int(lane.input), 0, batch * self._chip_bytes, lane.stream)
         # The first run sets up what cannot be captured; the second makes the graph; a failed capture must not
         # have harmed the third.
         self._run_kernels(lane, int(lane.input))
         lane.stream.synchronize()
-        self._enqueue(lane, int(lane.input))
-        lane.stream.synchronize()
+        mapped = [device.device_address(chips) for chips in self.memory.reserved]
+        for address in (int(lane.input), *(place for place in mapped if place is not None)):
+            self._enqueue(lane, address)
+            lane.stream.synchronize()
         self._idle.append(lane)
 
-    def _failure(self, what: str, messages: Messages) -> EdgeInferError:
+    def _failure(
+        self, what: str, messages: Messages, kind: type[EdgeInferError] = EngineError
+    ) -> EdgeInferError:
+        """Put into words what TensorRT said; once batches are run it is no longer a matter of refusing."""
         reason = messages.reason()
         if messages.out_of_memory():
             return GpuMemoryError(
                 f"the GPU ({self._device.facts}) lacks the memory to {what}: {reason}; use a smaller --batch"
             )
-        return EngineError(f"TensorRT cannot {what}: {reason}; build the plan anew, or use --engine openvino")
+        if self._opened:
+            return EdgeInferError(f"TensorRT cannot {what}: {reason}; try again, or use --engine openvino")
+        return kind(f"TensorRT cannot {what}: {reason}; build the plan anew, or use --engine openvino")
 
     # --- measuring ---
 

@@ -24,7 +24,7 @@ _DIGEST_BYTES = 32
 def timing_path(folder: Path, gpu: GpuFacts, tensorrt: str) -> Path:
     """Name the file for a GPU and a version of TensorRT."""
     device = re.sub(r"[^0-9A-Za-z]+", "-", gpu.name).strip("-")
-    return folder / f"{device}-sm{gpu.architecture}-trt{tensorrt}.timing"
+    return folder / f"{device}-sm{gpu.architecture}-{gpu.multiprocessors}mp-trt{tensorrt}.timing"
 
 
 def read_timings(path: Path, say: Callable[[str], None]) -> bytes:

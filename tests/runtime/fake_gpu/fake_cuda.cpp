@@ -43,6 +43,7 @@ std::set<void *> streams, events, graphs, executables, modules;
 std::map<std::string, std::pair<int, int>> faults;  // function: calls until it fails, code
 size_t memory_left = size_t(8) << 30;
 int integrated = 0;
+bool spinning = false;
 long launches = 0, copies = 0, host_bytes = 0;
 char context_handle;
 
@@ -139,7 +140,7 @@ API cuDeviceGetCount(int *count) {
 API cuDeviceGet(int *handle, int) { return *handle = 0, 0; }
 API cuDeviceGetName(char *name, int length, int) { return std::snprintf(name, length, "Fake GPU"), 0; }
 API cuDeviceGetAttribute(int *value, int attribute, int) {
-    return *value = attribute == 75 ? 9 : attribute == 18 ? integrated : 0, 0;
+    return *value = attribute == 75 ? 9 : attribute == 18 ? integrated : attribute == 16 ? 132 : 0, 0;
 }
 API cuGetErrorName(int code, const char **name) {
     const bool known = code == 2 || code == 719 || code == 900;
@@ -159,6 +160,7 @@ API cuDevicePrimaryCtxRelease_v2(int) {
     }
     return 0;
 }
+API cuDevicePrimaryCtxSetFlags_v2(int, unsigned flags) { return spinning = flags == 1, 0; }
 API cuDevicePrimaryCtxRelease(int ordinal) { return cuDevicePrimaryCtxRelease_v2(ordinal); }
 API cuCtxPushCurrent_v2(void *context) { return stack.push_back(context), 0; }
 API cuCtxPopCurrent_v2(void **context) {
@@ -196,15 +198,24 @@ API cuMemFree_v2(uintptr_t at) {
 }
 API cuMemHostAlloc(void **at, size_t bytes, unsigned) {
     CURRENT
+    if (integrated) {  // one memory for both
+        if (bytes > memory_left) {
+            return 2;
+        }
+        memory_left -= bytes;
+    }
     *at = std::malloc(bytes);
     std::memset(*at, 0xa5, bytes);
     return pinned[reinterpret_cast<uintptr_t>(*at)] = bytes, 0;
 }
 API cuMemFreeHost(void *at) {
     CURRENT
-    if (!pinned.erase(reinterpret_cast<uintptr_t>(at))) {
+    const auto found = pinned.find(reinterpret_cast<uintptr_t>(at));
+    if (found == pinned.end()) {
         die("pinned memory freed twice");
     }
+    memory_left += integrated ? found->second : 0;
+    pinned.erase(found);
     return std::free(at), 0;
 }
 API cuMemHostGetDevicePointer_v2(uintptr_t *at, void *host, unsigned) {
@@ -310,6 +321,14 @@ API cuMemsetD32Async(uintptr_t at, unsigned value, size_t count, void *stream) {
     enqueue(stream, [=] {
         need(at, 4 * count, "device memory that is gone is set");
         std::fill_n(reinterpret_cast<unsigned *>(at), count, value);
+    });
+    return 0;
+}
+API cuMemsetD8Async(uintptr_t at, unsigned char value, size_t count, void *stream) {
+    CURRENT
+    enqueue(stream, [=] {
+        need(at, count, "device memory that is gone is set");
+        std::memset(reinterpret_cast<void *>(at), value, count);
     });
     return 0;
 }
@@ -468,6 +487,6 @@ extern "C" __attribute__((visibility("default"))) long fake_count(const char *wh
         {"contexts", contexts}, {"stack", stack.size()}, {"device", device.size()}, {"pinned", pinned.size()},
         {"streams", streams.size()}, {"events", events.size()}, {"graphs", graphs.size()},
         {"executables", executables.size()}, {"modules", modules.size()}, {"launches", launches}, {"copies", copies},
-        {"host_bytes", host_bytes}};
+        {"host_bytes", host_bytes}, {"spinning", spinning}};
     return counts.at(text);
 }

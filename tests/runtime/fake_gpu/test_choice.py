@@ -21,6 +21,7 @@ from edge_infer.engine.choose import open_engine as open_best
 from edge_infer.engine.load import images_per_second
 from edge_infer.errors import EngineError
 from edge_infer.request import RunRequest
+from edge_infer.ring import SPARE_SLOTS, BatchRing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from edge_infer.engine import EngineChoice
 
 SIDE = 16
+refused: list[bytes] = []
+"""Plans that the stand-in for the cache gives first."""
 
 
 @pytest.fixture
@@ -40,9 +43,12 @@ def plans(monkeypatch) -> list[int]:
         content = f"brightness {SIDE} 3 {batch}".encode()
         if precision == "auto" and measure is not None:
             say(f"{measure(content):,.0f} images/s")
-        return SimpleNamespace(content=content, precision="int8", batch=batch, why="int8: a stand-in")
+        if refused and not force:
+            return SimpleNamespace(content=refused.pop(), precision="int8", built=False, why="int8: kept")
+        return SimpleNamespace(content=content, precision="int8", built=True, why="int8: a stand-in")
 
     monkeypatch.setattr("edge_infer.engine.tensorrt.plans.ready_plan", ready_plan)
+    refused.clear()
     return asked
 
 
@@ -93,6 +99,44 @@ def test_too_large_a_batch_is_halved_until_it_fits(fake, plans, make_bundle):
     assert [line[-8:] for line in said] == ["batch 24", "batch 12"]
 
 
+def test_a_batch_whose_slots_do_not_fit_is_halved_before_anything_is_written(fake, plans, make_bundle):
+    """Three inputs of 48 chips fit, but not the five slots of a run beside them."""
+    fake.set(integrated=True, memory_bytes=200_000)
+    engine = open_best(open_bundle(make_bundle()), precision="int8", batch=48)
+    ring = BatchRing.allocate(engine.depth + SPARE_SLOTS, engine.facts.batch, (SIDE, SIDE, 3), engine.memory)
+    assert len(ring.slots) == 5
+    engine.close()
+    assert plans == [48, 24]
+
+
+def test_a_gpu_that_is_full_already_ends_with_2(fake, plans, make_bundle):
+    fake.fail("cuDevicePrimaryCtxRetain", after=1, code=2)  # the first asks for the free memory
+    with pytest.raises(EngineError, match=r"no memory left for starting.*nvidia-smi") as told:
+        open_best(open_bundle(make_bundle()), engine="tensorrt", precision="int8")
+    assert told.value.exit_code == 2
+    assert plans == []
+
+
+@pytest.mark.parametrize("content", [b"strange", b"brightness 13 3 64", b"brightness 16 3 8"])
+def test_a_plan_from_the_cache_that_is_refused_is_built_anew(fake, plans, make_bundle, content):
+    said: list[str] = []
+    bundle = open_bundle(make_bundle())
+    refused.append(content)
+    engine = open_best(bundle, precision="int8", say=said.append)
+    engine.close()
+    assert plans == [64, 64]
+    assert "int8: a stand-in" in engine.facts.why
+    assert len(said) == 1
+    assert said[0].endswith("the one in the cache is not taken, and is built anew")
+
+
+def test_a_plan_that_is_refused_when_it_was_just_built_ends_it(fake, plans, make_bundle, monkeypatch):
+    monkeypatch.setattr(tensorrt.Runtime, "deserialize_cuda_engine", lambda *_: None)
+    with pytest.raises(EngineError, match="cannot load a plan"):
+        open_best(open_bundle(make_bundle()), engine="tensorrt", precision="int8")
+    assert plans == [64]
+
+
 def test_a_gpu_too_small_for_one_chip_is_told(fake, plans, make_bundle):
     fake.set(memory_bytes=1000)
     with pytest.raises(EngineError, match="smaller --batch, or end what else uses the GPU") as refused:
@@ -139,6 +183,15 @@ def test_the_whole_run_gives_what_openvino_gives(fake, plans, make_bundle, tmp_p
     for row, wanted in zip(found, expected, strict=True):
         assert row[2] == pytest.approx(wanted[2], abs=1e-5)
         assert (row[:2], row[3]) == (wanted[:2], wanted[3])
+
+
+def test_options_of_a_run_reach_the_engine(tmp_path):
+    request = RunRequest(
+        bundle=tmp_path, imagery=(), footprints=None, out=tmp_path / "out.gpkg", gpu_memory="mapped",
+        cuda_graphs=False, gpu_lanes=2, sample_on="cpu",
+    )  # fmt: skip
+    assert request.gpu == GpuOptions(memory="mapped", graphs=False, lanes=2, sample_on="cpu")
+    assert request.differences({**request.options(), "gpu_lanes": 3, "gpu_memory": "auto"}) == []
 
 
 def test_options_reach_the_engine(fake, plans, make_bundle):

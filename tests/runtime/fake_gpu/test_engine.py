@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +13,18 @@ import tensorrt
 
 from edge_infer.cutter import ShelfCutter
 from edge_infer.device.cuda import CudaDevice, GpuMemoryError
+from edge_infer.device.cuda_graph import capture
 from edge_infer.device.gpu import probe_gpu
 from edge_infer.engine.load import images_per_second
 from edge_infer.errors import EdgeInferError, EngineError
 from edge_infer.imagery import Tile
-from edge_infer.ring import BatchRing
+from edge_infer.ring import BatchRing, RingClosedError
 from edge_infer.sampler import sample
 from edge_infer.shelf import TileShelf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from edge_infer.engine.tensorrt.runtime import TensorRtEngine
     from edge_infer.ring import BatchSlot
 
@@ -53,6 +57,25 @@ def drive(engine: TensorRtEngine, ring: BatchRing) -> dict[int, tuple[float, flo
     return found
 
 
+@contextmanager
+def fed(ring: BatchRing, *feeders: Callable[[], None]) -> Iterator[None]:
+    """Run each in a thread while entered; where a check fails, they must not wait for places for ever."""
+
+    def feed(feeder: Callable[[], None]) -> None:
+        with suppress(RingClosedError):
+            feeder()
+
+    threads = [threading.Thread(target=feed, args=(feeder,), daemon=True) for feeder in feeders]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ring.stop()
+        for thread in threads:
+            thread.join()
+
+
 def fill(ring: BatchRing, chips: np.ndarray, runs: list[int]) -> None:
     """Feed chips in runs of some lengths, and close."""
     row = 0
@@ -75,10 +98,8 @@ def test_every_batch_gives_the_results_of_its_own_chips(open_engine, contract, f
     chips = np.random.default_rng(0).integers(0, 256, (103, *contract.chip_shape), np.uint8)
     with open_engine(memory=memory, graphs=graphs, lanes=3 if graphs else 1, sample_on="cpu") as engine:
         ring = ring_for(engine, contract.chip_shape)
-        feeder = threading.Thread(target=fill, args=(ring, chips, [7] * 20))
-        feeder.start()
-        found = drive(engine, ring)
-        feeder.join()
+        with fed(ring, lambda: fill(ring, chips, [7] * 20)):
+            found = drive(engine, ring)
         assert f"{memory} memory, CUDA graphs {'on' if graphs else 'off'}" in engine.facts.why
         assert (fake.count("executables") > 0) == graphs
     expected = chips.reshape(len(chips), -1).mean(axis=1) / 255
@@ -118,10 +139,8 @@ def test_memory_stays_flat_over_many_batches(open_engine, contract, fake):
         ring = ring_for(engine, contract.chip_shape)
         chips = np.zeros((3_000, *contract.chip_shape), np.uint8)
         before = fake.held()
-        feeder = threading.Thread(target=fill, args=(ring, chips, [3_000]))
-        feeder.start()
-        assert len(drive(engine, ring)) == 3_000
-        feeder.join()
+        with fed(ring, lambda: fill(ring, chips, [3_000])):
+            assert len(drive(engine, ring)) == 3_000
         assert fake.held() == before
 
 
@@ -199,6 +218,75 @@ def test_batch_times_have_trtexecs_parts(open_engine, contract):
         assert (times.wall >= times.enqueue).all()
 
 
+@pytest.mark.parametrize("memory", ["copied", "mapped"])
+def test_a_run_allocates_and_captures_nothing_after_opening(open_engine, contract, fake, memory):
+    with open_engine(memory=memory, sample_on="cpu") as engine:
+        before = fake.held()
+        ring = ring_for(engine, contract.chip_shape)
+        fake.fail("cuMemHostAlloc", after=0, code=OUT_OF_MEMORY)
+        fake.fail("cuStreamBeginCapture_v2", after=0, code=CAPTURE_UNSUPPORTED)
+        chips = np.zeros((60, *contract.chip_shape), np.uint8)
+        with fed(ring, lambda: fill(ring, chips, [60])):
+            assert len(drive(engine, ring)) == 60
+        assert fake.held() == before
+        assert "CUDA graphs on" in engine.facts.why
+        with pytest.raises(GpuMemoryError, match="no memory left for pinned memory"):
+            ring_for(engine, contract.chip_shape)
+
+
+def test_graphs_that_fail_on_the_way_are_told_at_the_end(open_engine, contract, fake):
+    with open_engine(memory="mapped", sample_on="cpu") as engine:
+        ring_for(engine, contract.chip_shape)
+        ring = ring_for(engine, contract.chip_shape)  # of other memory than was captured
+        fake.fail("cuStreamEndCapture", after=0, code=CAPTURE_UNSUPPORTED)
+        assert "CUDA graphs on" in engine.facts.why
+        fill(ring, np.full((10, *contract.chip_shape), 51, np.uint8), [10])
+        assert [value for value, _ in drive(engine, ring).values()] == pytest.approx([0.2] * 10)
+        assert "CUDA graphs off: capture failed" in engine.facts.why
+
+
+def test_a_capture_that_is_broken_off_leaves_nothing(open_engine, fake):
+    def break_off() -> bool:
+        raise ZeroDivisionError
+
+    with open_engine(sample_on="cpu") as engine:
+        before = fake.held()
+        with pytest.raises(ZeroDivisionError):
+            capture(engine._lanes[0].stream.handle, break_off)
+        assert fake.held() == before
+
+
+def test_8_6_gives_each_lane_the_shared_profile(open_engine, contract, monkeypatch):
+    monkeypatch.setattr(tensorrt, "shared_profiles", False)
+    with open_engine(lanes=3, sample_on="cpu") as engine:
+        ring = ring_for(engine, contract.chip_shape)
+        fill(ring, np.full((12, *contract.chip_shape), 51, np.uint8), [12])
+        assert [value for value, _ in drive(engine, ring).values()] == pytest.approx([0.2] * 12)
+
+
+def test_a_runtime_that_is_a_null_pointer_is_not_touched(open_engine):
+    tensorrt.null_runtimes[:] = ["createInferRuntime: Error Code 6: API Usage Error"]
+    with pytest.raises(EngineError, match=r"cannot start \(TensorRT 10\.3\.0\): createInferRuntime.*Code 6"):
+        open_engine()
+
+
+def test_tensorrt_that_fails_on_the_way_is_no_refusal(open_engine, contract):
+    with open_engine(graphs=False, sample_on="cpu") as engine:
+        ring = ring_for(engine, contract.chip_shape)
+        fill(ring, np.zeros((4, *contract.chip_shape), np.uint8), [4])
+        tensorrt.stumble[:] = ["[context.cpp] Error Code 1: Cuda Runtime (unspecified launch failure)"]
+        with pytest.raises(EdgeInferError, match=r"cannot run a batch: .*unspecified launch") as failure:
+            drive(engine, ring)
+        assert failure.value.exit_code == 1
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_who_waits_for_one_chip_spins(open_engine, fake, batch):
+    before = fake.count("spinning")
+    with open_engine(batch=batch, sample_on="cpu"):
+        assert fake.count("spinning") == (batch == 1 or before)
+
+
 # --- chips cut on the GPU ---
 
 
@@ -263,12 +351,8 @@ def test_chips_cut_by_the_engine_are_those_that_readers_cut(
                 if not left[0]:
                     ring.close()
 
-        threads = [threading.Thread(target=read, args=(jobs[number::readers],)) for number in range(readers)]
-        for thread in threads:
-            thread.start()
-        found = drive(engine, ring)
-        for thread in threads:
-            thread.join()
+        with fed(ring, *(partial(read, jobs[number::readers]) for number in range(readers))):
+            found = drive(engine, ring)
         assert cutter.shelf.bytes_in_use == 0
     assert sorted(found) == sorted(expected)
     for row, values in expected.items():
@@ -290,10 +374,8 @@ def test_a_tile_is_sent_once(open_engine, contract, fake):
                 ring.fill(span)
             ring.close()
 
-        thread = threading.Thread(target=read)
-        thread.start()
-        drive(engine, ring)
-        thread.join()
+        with fed(ring, read):
+            drive(engine, ring)
         windows = 10 * engine.facts.batch * 32
         assert fake.count("host_bytes") - before - windows == pytest.approx(tile.pixels.nbytes, abs=256)
 
@@ -330,6 +412,17 @@ def test_sampling_that_cannot_be_had_is_refused(open_engine, monkeypatch):
         open_engine(sample_on="gpu")
     with open_engine(sample_on="auto") as engine:
         assert "chips cut on the CPU (the CUDA kernels are for sm_100 110" in engine.facts.why
+
+
+def test_kernels_that_the_driver_does_not_load_leave_the_cutting_to_the_cpu(open_engine, fake):
+    fake.fail("cuModuleLoadDataEx", after=0, code=LAUNCH_FAILED)
+    with open_engine(sample_on="auto") as engine:
+        assert "chips cut on the CPU (the driver does not load the CUDA kernels (" in engine.facts.why
+        assert engine.cutter is None
+    fake.fail("cuModuleLoadDataEx", after=0, code=LAUNCH_FAILED)
+    with pytest.raises(EngineError, match=r"does not load the CUDA kernels \(.*use --sample-on cpu") as told:
+        open_engine(sample_on="gpu")
+    assert told.value.exit_code == 2
 
 
 # --- the driver ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 # mypy: ignore-errors
 import ctypes
 import struct
-from ctypes import byref, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import byref, c_float, c_int, c_size_t, c_ubyte, c_uint, c_ulonglong, c_void_p
 from typing import ClassVar
 
 import numpy as np
@@ -182,6 +182,10 @@ def memcpy_dtoh_async(dest, src, stream=None):
 
 def memset_d32_async(dest, data, size, stream=None):
     _call("cuMemsetD32Async", c_ulonglong(dest), c_uint(data), c_size_t(size), c_void_p(stream.handle))
+
+
+def memset_d8_async(dest, data, size, stream=None):
+    _call("cuMemsetD8Async", c_ulonglong(dest), c_ubyte(data), c_size_t(size), c_void_p(stream.handle))
 
 
 class Function:

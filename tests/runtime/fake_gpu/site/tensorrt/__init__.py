@@ -9,6 +9,7 @@ from __future__ import annotations
 # mypy: ignore-errors
 import ctypes
 import enum
+import os
 
 import numpy as np
 
@@ -20,6 +21,12 @@ live = {"runtimes": 0, "engines": 0, "contexts": 0}
 """What has been made and not been destroyed."""
 refuse: list[str] = []
 """Each entry makes one `create_execution_context` fail with this text."""
+stumble: list[str] = []
+"""Each entry makes one `execute_async_v3` fail with this text."""
+shared_profiles = True
+"""Whether every context has the one profile from the start, as from 10 on; 8.6 gives it to the first."""
+null_runtimes: list[str] = []
+"""Each entry makes one `Runtime` a null pointer, with this text; touching it ends the process."""
 
 
 class DataType(enum.Enum):
@@ -47,8 +54,13 @@ class Runtime:
         _need_context()
         self.logger = logger
         live["runtimes"] += 1
+        self.null = bool(null_runtimes)
+        if self.null:
+            logger.log(ILogger.Severity.INTERNAL_ERROR, null_runtimes.pop())
 
     def deserialize_cuda_engine(self, plan):
+        if self.null:
+            os.abort()
         words = plan.decode().split()
         if words[0] not in ("brightness", "nan"):
             self.logger.log(ILogger.Severity.ERROR, "the plan is for another TensorRT")
@@ -98,9 +110,16 @@ class IExecutionContext:
     def __init__(self, engine):
         self.engine, self.addresses, self.batch, self.callbacks = engine, {}, None, []
         live["contexts"] += 1
+        self.active_optimization_profile = 0 if shared_profiles or live["contexts"] == 1 else -1
+
+    def set_optimization_profile_async(self, index, stream_handle):
+        self.active_optimization_profile = index
+        return isinstance(stream_handle, int)
 
     def set_input_shape(self, name, shape):
         assert name == "chips"
+        if self.active_optimization_profile < 0:
+            return False
         self.batch = shape[0]
         return shape[1:] == self.engine.shape and 1 <= self.batch <= self.engine.most
 
@@ -110,6 +129,9 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream_handle):
+        if stumble:
+            self.engine.runtime.logger.log(ILogger.Severity.ERROR, stumble.pop())
+            return False
         chips_at, probabilities_at = self.addresses["chips"], self.addresses["probabilities"]
         batch, shape, kind = self.batch, self.engine.shape, self.engine.kind
 
