@@ -14,8 +14,8 @@ from rasterio.transform import from_origin
 
 from edge_infer.bundle import MODEL_MEMBER, write_bundle
 from edge_infer.manifest import ChipContract, Manifest
-from edge_infer_export.graph import Classifier, export_graph
-from edge_infer_export.resnet import ResNet
+from edge_infer_export.network.graph import Classifier, export_graph
+from edge_infer_export.network.resnet import ResNet
 
 if TYPE_CHECKING:
     from pathlib import Path

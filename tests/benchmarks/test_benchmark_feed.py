@@ -170,7 +170,7 @@ def test_against_a_plain_loop(
     threads, count = runs[0].summary.threads, job.scene.count
     wall = min(each.summary.times.stream for each in runs) / count
     cpu = min(each.cpu_seconds for each in runs) / count
-    figures = {
+    figures: dict[str, Any] = {
         "footprints_per_second": 1 / wall,
         "plain_loop_per_second": 1 / plain_wall,
         "ratio": plain_wall / wall,

@@ -20,8 +20,8 @@ from edge_infer_calibration.activations import observe
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import insert_qdq
 from edge_infer_calibration.ranges import find_ranges
-from edge_infer_export.graph import Classifier, export_graph
-from edge_infer_export.resnet import ResNet
+from edge_infer_export.network.graph import Classifier, export_graph
+from edge_infer_export.network.resnet import ResNet
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

@@ -26,8 +26,8 @@ from edge_infer_calibration.activations import observe
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import insert_qdq
 from edge_infer_calibration.ranges import find_ranges
-from edge_infer_export.graph import Classifier
-from edge_infer_export.resnet import ResNet
+from edge_infer_export.network.graph import Classifier
+from edge_infer_export.network.resnet import ResNet
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -99,7 +99,7 @@ def test_run_against_rasterio_and_pytorch(
     torch.manual_seed(0)
     network = ResNet(2, in_channels=3)
     classifier = Classifier(network, mean=(120.0,) * 3, std=(60.0,) * 3, temperature=1.0)
-    classifier = classifier.eval().to(memory_format=torch.channels_last)
+    classifier = classifier.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ratios, shares = [], []
 
     def turn() -> None:

@@ -16,13 +16,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from edge_infer.manifest import ChipContract
-from edge_infer_export.augment import Augmentation, augment
-from edge_infer_export.dataset import ChipRecord, ChipWriter, read_chips
-from edge_infer_export.learner import Learner
-from edge_infer_export.loader import Batch, CachedChips, Loader
-from edge_infer_export.options import TrainOptions
-from edge_infer_export.order import epoch_batches
-from edge_infer_export.resnet import ResNet
+from edge_infer_export.chips.dataset import ChipRecord, ChipWriter, read_chips
+from edge_infer_export.network.resnet import ResNet
+from edge_infer_export.training.augment import Augmentation, augment
+from edge_infer_export.training.learner import Learner
+from edge_infer_export.training.loader import Batch, CachedChips, Loader
+from edge_infer_export.training.options import TrainOptions
+from edge_infer_export.training.order import epoch_batches
 
 SIDE, COUNT, BATCH = 96, 128, 32
 OPTIONS = TrainOptions(batch=BATCH, learning_rate=1e-3)

@@ -527,6 +527,7 @@ def test_masks_are_read_with_the_pixels(write_raster, kind):
         assert (tile.valid[share == 0] == 0).all()
         with Reader() as reader:
             alone = reader.read_valid(image, column=0, row=0, width=128, height=128, decimation=decimation)
+        assert alone.valid is not None
         assert np.array_equal(alone.valid, tile.valid)
         assert (alone.column, alone.row, alone.scale_x, alone.scale_y) == (0, 0, decimation, decimation)
 

@@ -22,6 +22,8 @@ from edge_infer.manifest import ChipContract
 from edge_infer.sampler import sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 CONTRACT = ChipContract(
@@ -83,7 +85,9 @@ def open_one(path: Path) -> Image:
     return image
 
 
-def write_mosaic(path: Path, parts: list[tuple[Path, tuple[float, float, float, float]]], size: Any) -> Path:
+def write_mosaic(
+    path: Path, parts: Sequence[tuple[Path, tuple[float, float, float, float]]], size: Any
+) -> Path:
     """Write a VRT of whole sources, each at a rectangle (x, y, width, height), as gdalbuildvrt does."""
     with rasterio.open(parts[0][0]) as dataset:
         kind = "Byte" if dataset.dtypes[0] == "uint8" else "UInt16"
@@ -228,7 +232,7 @@ def test_a_pixel_of_a_mosaic_does_not_depend_on_the_rectangle(mosaics, number, d
 )
 def test_a_pixel_lies_where_the_tile_says(tmp_path, kind, bias, tolerance):
     """Red rises to the east and green to the south; sizes are one more than a multiple of all factors."""
-    width, height, slope = 1601, 1209, 40
+    width, height, slope = 1601, 1209, 40.0
     column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     pixels = np.stack([column * slope, row * slope, column * 0])
     if kind == "JPEG":  # few levels: each of them eight pixels wide, and rounded at random
@@ -240,7 +244,7 @@ def test_a_pixel_lies_where_the_tile_says(tmp_path, kind, bias, tolerance):
     pyramid = Pyramid(width, height, factors, outside=kind == "beside", resampling=resampling)
     path = pyramid.write(tmp_path / "a.tif", pixels, np.ones((height, width), bool))
     if kind == "mosaic":
-        parts = [(path, (0, 0, width, height)), (path, (width, 0, width, height))]
+        parts = [(path, (0.0, 0.0, width, height)), (path, (width, 0.0, width, height))]
         path = write_mosaic(tmp_path / "a.vrt", parts, (2 * width, height))
     elif not factors:
         options = (
