@@ -1,56 +1,69 @@
 r"""The main job on one page: footprints and imagery in, one classified GeoPackage out.
 
 footprints -> cover -> plan -> read -> sample -> ring -> engine -> commit
-                       \___ reader threads (feed) __/    \__ this thread __/
+                       \___ reader threads (feed) __/    this    a thread
+                                                         thread  (ledger)
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_infer.bundle import open_bundle
-from edge_infer.coverage import cover
+from edge_infer.coverage import cover, doubtful_places
+from edge_infer.drift import DriftWatch
 from edge_infer.engine.choose import open_engine
-from edge_infer.errors import EdgeInferError, OutputChanged, OutputError, Stopped
+from edge_infer.errors import EdgeInferError, OutputError, Stopped
 from edge_infer.feed import Feeder
 from edge_infer.footprints import read_footprints
+from edge_infer.guard import (
+    begun,
+    find_differences,
+    find_precision,
+    has_new_images,
+    identify_footprints,
+    identify_image,
+)
 from edge_infer.imagery import open_imagery
 from edge_infer.interrupt import StopSignals
 from edge_infer.ledger import Ledger
+from edge_infer.lock import sole_run
 from edge_infer.outlines import cover_own, write_outlines
-from edge_infer.output import create_output, refuse_output
+from edge_infer.output import create_output, refuse_output, refuse_place
 from edge_infer.progress import Progress
-from edge_infer.results import ImageInfo, Results, RunInfo, read_last_run, read_schema
-from edge_infer.ring import BatchRing
+from edge_infer.reasons import unread
+from edge_infer.results import Results, RunInfo, read_schema
+from edge_infer.ring import SPARE_SLOTS, BatchRing
+from edge_infer.sizes import available_cores, choose_sizes, installed_memory_bytes
 from edge_infer.summary import ReadFailures, RunSummary, RunTimes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_infer.bundle import Bundle
     from edge_infer.coverage import Coverage
     from edge_infer.engine import Engine
-    from edge_infer.imagery import Image, Imagery
+    from edge_infer.imagery import Imagery
     from edge_infer.request import RunRequest
+    from edge_infer.results import ImageInfo
 
-SPARE_SLOTS = 2
-"""Ring slots beyond those in flight: one being filled while one stands ready."""
 PATIENCE_SECONDS = 0.5
-"""How long nothing at all may come before this thread looks for failures to commit."""
-MOST_READERS = 4
-"""Reader threads where none are asked for: more only wait for the engine."""
-LIBRARIES = ("edge-infer", "numpy", "openvino", "pyogrio", "pyproj", "rasterio", "shapely")
-"""Their versions go into the record of the run."""
+"""How long nothing at all may come before this thread looks for failures, of readers and of commits."""
+LIBRARIES = ("edge-infer", "numpy", "pyogrio", "pyproj", "rasterio", "shapely")
+"""Their versions go into the record of the run, with the engine's."""
 
 
-def classify(request: RunRequest, *, quiet: bool = False) -> RunSummary:
+def classify(
+    request: RunRequest, *, quiet: bool = False, opener: Callable[..., Engine] | None = None
+) -> RunSummary:
     """Do the main job.
 
     Every reason to refuse is found before anything is written. From then on the output is whole at every
@@ -59,6 +72,7 @@ def classify(request: RunRequest, *, quiet: bool = False) -> RunSummary:
     Args:
         request: what to do.
         quiet: show no progress.
+        opener: as `open_engine`; None: that.
 
     Returns:
         What was done; its `exit_code` is the command's.
@@ -76,13 +90,11 @@ def classify(request: RunRequest, *, quiet: bool = False) -> RunSummary:
         imagery = open_imagery(
             request.imagery, bundle.manifest.contract, crs=request.imagery_crs, bands=request.bands
         )
-        job = _open(request, bundle, imagery, stack)
+        job = _open(request, bundle, imagery, opener or open_engine, stack, signals)
         try:
             return _run(request, job, signals, started, quiet=quiet)
-        except OutputChanged:
-            raise
         except OutputError as error:
-            raise Stopped(f"{error}; what was committed stays, then --resume goes on") from error
+            raise _stopped(error) from error
         except (MemoryError, OSError, RuntimeError) as error:  # of the engine, GDAL or the system
             raise EdgeInferError(
                 f"the run broke off: {error!r}; what was committed stays, --resume goes on"
@@ -98,33 +110,75 @@ class _Job:
     coverage: Coverage
     """Position k of it is the output's row k + 1."""
     engine: Engine
+    watch: DriftWatch
     results: Results
+    marks: list[ImageInfo]
+    """What identifies each image."""
+    identity: dict[str, Any]
+    """What identifies the footprints."""
+    overridden: tuple[str, ...]
+    """Differences from the run that is resumed, which the user chose to pass over."""
+    notes: tuple[str, ...]
+    """What to know before the result is trusted."""
+    copy_seconds: float
+    """Reading the footprints and copying them to the output."""
+    cover_seconds: float
 
 
-def _open(request: RunRequest, bundle: Bundle, imagery: Imagery, stack: ExitStack) -> _Job:
+def _open(
+    request: RunRequest,
+    bundle: Bundle,
+    imagery: Imagery,
+    opener: Callable[..., Engine],
+    stack: ExitStack,
+    signals: StopSignals,
+) -> _Job:
     """Refuse what is to be refused; then make the output, or open that of an earlier run."""
-    resuming = request.resume and request.out.exists()
+    refuse_place(request.out)
+    stack.enter_context(sole_run(request.out))  # before a look at what is there, which another may be making
+    resuming = request.goes_on and request.out.exists() and begun(request.out)
+    marks = [identify_image(image) for image in imagery.images]
+    identity = identify_footprints(request.footprints, request.layer)
+    overridden: list[str] = []
+    started = time.monotonic()
     if resuming:
-        _refuse_another_run(request, bundle, imagery)
         source: Path = request.out
         footprints = read_footprints(source, layer=read_schema(source).layer)
         if not np.array_equal(footprints.fids, np.arange(1, len(footprints) + 1)):
             raise OutputError(
                 f"{source} has lost or gained rows since its run began; start again with --overwrite"
             )
+        overridden += _overrule(request, find_differences(request, bundle, marks, identity))
     else:
-        source = request.footprints or _images_as_footprints(imagery, stack)
+        source = request.footprints or _images_as_footprints(request.out, imagery, stack)
         inputs = [source, request.bundle, *(Path(image.path) for image in imagery.images)]
-        refuse_output(request.out, inputs, overwrite=request.overwrite)
+        refuse_output(request.out, inputs, overwrite=request.overwrite or request.goes_on)
         footprints = read_footprints(
             source, layer=request.layer, where=request.where, crs=request.footprints_crs
         )
+    copy_seconds = time.monotonic() - started
     place = cover if request.footprints is not None else cover_own
+    started = time.monotonic()
     coverage = place(footprints, imagery, bundle.manifest.contract)
+    cover_seconds = time.monotonic() - started
+    notes = doubtful_places(coverage, imagery.images)
+    watch = DriftWatch.of(bundle)
     engine = stack.enter_context(
-        closing(open_engine(bundle, engine=request.engine, precision=request.precision, batch=request.batch))
+        closing(
+            opener(
+                bundle,
+                engine=request.engine,
+                precision=request.precision,
+                batch=request.batch,
+                gpu=request.gpu,
+                say=_tell,
+            )
+        )
     )
-    if not resuming:
+    started = time.monotonic()
+    if resuming:
+        overridden += _overrule(request, find_precision(request.out, engine.facts.precision))
+    else:
         create_output(
             request.out,
             source,
@@ -133,110 +187,179 @@ def _open(request: RunRequest, bundle: Bundle, imagery: Imagery, stack: ExitStac
             where=request.where,
             class_names=bundle.manifest.classes,
             class_colors=bundle.manifest.colors,
-            overwrite=request.overwrite,
+            overwrite=request.overwrite or request.goes_on,  # nothing has been classified in what is there
         )
+        signals.changed = True
     # Last, as GDAL must be done with the file: once it closes it, this process holds no locks on it any more.
-    results = stack.enter_context(Results.open(request.out))
+    try:
+        results = stack.enter_context(Results.open(request.out, _tell))
+    except OutputError as error:
+        if resuming:
+            raise
+        raise _stopped(error) from error
     if resuming:
-        results.retry_unread()
-    return _Job(bundle, imagery, coverage, engine, results)
+        results.retry("read_error", *(("outside_imagery",) if has_new_images(request.out, marks) else ()))
+    copy_seconds += time.monotonic() - started
+    return _Job(
+        bundle,
+        imagery,
+        coverage,
+        engine,
+        watch,
+        results,
+        marks,
+        identity,
+        tuple(overridden),
+        tuple(notes),
+        copy_seconds,
+        cover_seconds,
+    )
 
 
-def _images_as_footprints(imagery: Imagery, stack: ExitStack) -> Path:
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-infer-"))
-    path = Path(folder) / "images.geojson"
+def _tell(line: str) -> None:
+    """Tell what takes minutes, quiet or not: a TensorRT engine that is built."""
+    with suppress(OSError):  # a terminal that is gone
+        sys.stderr.write(f"edge-infer: {line}\n")
+        sys.stderr.flush()
+
+
+def _stopped(error: OutputError) -> Stopped:
+    return Stopped(f"{error}; what was committed stays, then --resume goes on")
+
+
+def _images_as_footprints(out: Path, imagery: Imagery, stack: ExitStack) -> Path:
+    path = out.with_name(f"{out.name}.images.geojson")  # where there must be room anyway
+    stack.callback(path.unlink, missing_ok=True)
+    path.unlink(missing_ok=True)  # of a run that was killed
     write_outlines(imagery, path)
     return path
 
 
-def _refuse_another_run(request: RunRequest, bundle: Bundle, imagery: Imagery) -> None:
-    before = read_last_run(request.out)
-    if before is None:
-        return
-    differences = request.differences(before["options"])
-    if before["model_sha256"] != bundle.sha256:
-        differences.append(f"the model was {before['model']} with other content")
-    images = [image.path for image in imagery.images]
-    if before["images"] != images:
-        changed = sorted(set(before["images"]) ^ set(images)) or ["their order"]
-        differences.append(f"the images differ in {', '.join(changed[:5])}")
-    if differences:
+def _overrule(request: RunRequest, differences: list[str]) -> list[str]:
+    """Return the differences from the earlier run that --force-resume passes over; refuse without it."""
+    if differences and not request.force_resume:
         raise OutputError(
-            f"{request.out} was begun by another run: {'; '.join(differences)}; "
-            "resume with the same, or start again with --overwrite"
+            f"{request.out} was begun by another run: {'; '.join(differences)}; resume with the same, "
+            "go on in spite of that with --force-resume, or start again with --overwrite"
         )
+    return differences
 
 
 def _run(request: RunRequest, job: _Job, signals: StopSignals, started: float, *, quiet: bool) -> RunSummary:
     """Fill in the pending rows."""
     manifest, results, coverage, engine = job.bundle.manifest, job.results, job.coverage, job.engine
     images = job.imagery.images
-    results.start_run(_record(request, job), [_image_info(image) for image in images])
+    results.start_run(_record(request, job), job.marks)
     pending = results.pending_rows() - 1
     progress = Progress(len(pending), quiet=quiet)
-    ledger = Ledger(results, coverage, manifest.classes, request.min_valid, progress)
+    ledger = Ledger(
+        results, coverage, manifest.classes, request.min_valid, request.min_covered, progress, job.watch
+    )
+    sizes = choose_sizes(
+        engine.facts.name,
+        cores=available_cores(),
+        memory_bytes=installed_memory_bytes(),
+        threads=request.threads,
+        tile_pixels=request.tile_pixels,
+    )
     ring = BatchRing.allocate(
         engine.depth + SPARE_SLOTS, engine.facts.batch, manifest.contract.chip_shape, engine.memory
     )
     placed = coverage.status[pending] == "pending"
-    threads = request.threads or min(os.cpu_count() or 1, MOST_READERS)
-    feeder = Feeder(images, coverage, manifest.contract, pending[placed], ring, threads)
+    feeder = Feeder(
+        images,
+        coverage,
+        manifest.contract,
+        pending[placed],
+        ring,
+        sizes.threads,
+        sizes.tile_pixels,
+        cutter=engine.cutter,
+    )
     failures = ReadFailures(tuple(image.path for image in images))
 
     streaming = time.monotonic()
     with signals.told(ring.stop):
-        ledger.add_unseen(pending[~placed], coverage.status[pending[~placed]])
-        ledger.commit()
         try:
-            with feeder:
-                _stream(engine, ring, feeder, ledger, failures)
+            with ledger:
+                unplaced = pending[~placed]
+                ledger.add_unseen(
+                    unplaced,
+                    coverage.status[unplaced],
+                    coverage.reason[unplaced],
+                    stopped=lambda: ring.stopped,
+                )
+                ledger.flush()
+                with feeder:
+                    infer_seconds = _stream(engine, ring, feeder, ledger, failures)
         finally:
-            ledger.commit()
             progress.close()
         if feeder.error is not None:
             raise feeder.error
         times = RunTimes(
             total=time.monotonic() - started,
             stream=time.monotonic() - streaming,
+            copy=job.copy_seconds,
+            plan=job.cover_seconds + feeder.work.plan_seconds,
             read=feeder.work.read_seconds,
+            measure=feeder.work.measure_seconds,
             sample=feeder.work.sample_seconds,
-            commit=ledger.commit_seconds,
+            infer=infer_seconds,
+            commit=ledger.committer.busy_seconds,
             readers_waited=ring.waits.feeders_seconds,
             engine_waited=ring.waits.engine_seconds,
+            commits_waited=ledger.committer.idle_seconds,
+            stalled=ledger.committer.stalled_seconds,
         )
-        counts = results.end_run(asdict(times))
+        drift = job.watch.drift()
+        counts = results.end_run(asdict(times), None if drift is None else drift.to_json())
         one_file = results.finish()
     return RunSummary(
         out=request.out,
         counts=counts,
         skipped_images=job.imagery.skipped,
+        overridden=job.overridden,
+        notes=job.notes,
         read_failures=failures.summary(),
         engine=engine.facts,
+        drift=drift,
         times=times,
         classified_now=ledger.classified,
-        pixels_read=feeder.work.pixels_read,
+        threads=sizes.threads,
+        work=feeder.work,
         stopped_by=signals.received,
         one_file=one_file,
     )
 
 
-def _stream(engine: Engine, ring: BatchRing, feeder: Feeder, ledger: Ledger, failures: ReadFailures) -> None:
-    """Keep the engine full, and commit what it gives, until the ring has ended and nothing is in flight."""
-    ended = False
+def _stream(engine: Engine, ring: BatchRing, feeder: Feeder, ledger: Ledger, failures: ReadFailures) -> float:
+    """Keep the engine full, and hand on what it gives, until the ring has ended and nothing is in flight.
+
+    Returns the seconds spent giving to the engine and waiting for what it gives.
+    """
+    ended, seconds = False, 0.0
     while not (ended and not engine.in_flight):
         room = not ended and engine.in_flight < engine.depth
         if room and ring.wait(0 if engine.in_flight else PATIENCE_SECONDS):
             slot = ring.take()
             ended = slot is None
             if slot is not None:
+                started = time.perf_counter()
                 engine.submit(slot)
+                seconds += time.perf_counter() - started
         elif engine.in_flight:
+            started = time.perf_counter()
             slot, probabilities = engine.collect()
+            seconds += time.perf_counter() - started
             ledger.add(slot, probabilities)
             ring.give_back(slot)
         for failure in feeder.take_failures():
-            ledger.add_unseen(failure.rows, np.full(len(failure.rows), "read_error"))
-            failures.add(int(ledger.coverage.image[failure.rows[0]]), len(failure.rows), failure.reason)
+            count, image = len(failure.rows), int(ledger.coverage.image[failure.rows[0]])
+            why = unread(failure.reason, failures.paths[image])
+            ledger.add_unseen(failure.rows, np.full(count, "read_error"), np.full(count, why, dtype=object))
+            failures.add(image, count, failure.reason)
+        ledger.check()
+    return seconds
 
 
 def _record(request: RunRequest, job: _Job) -> RunInfo:
@@ -248,10 +371,10 @@ def _record(request: RunRequest, job: _Job) -> RunInfo:
         precision=engine.precision,
         device=engine.device,
         why=f"{engine.why}; batch {engine.batch}",
-        versions={name: version(name) for name in LIBRARIES},
+        versions={**{name: version(name) for name in LIBRARIES}, engine.name: engine.version},
         options=request.options(),
+        footprints=job.identity,
+        skipped_images=job.imagery.skipped,
+        overridden=job.overridden,
+        notes=job.notes,
     )
-
-
-def _image_info(image: Image) -> ImageInfo:
-    return ImageInfo(path=image.path, crs=image.grid.crs.srs, gsd_metres=image.gsd_metres, date=image.date)

@@ -7,13 +7,20 @@ point group `edge_infer.commands`, each a click command. Nothing heavy is import
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from edge_infer.cli_bench import bench
+from edge_infer.cli_build import build
+from edge_infer.cli_doctor import doctor
+from edge_infer.cli_values import band_numbers
 from edge_infer.errors import EdgeInferError
 
 COMMAND_GROUP = "edge_infer.commands"
@@ -23,18 +30,44 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; library errors become one line on standard error and an exit code."""
     for point in sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name):
         commands.add_command(point.load(), point.name)
+    # Before a command has handlers of its own, a service that is told to end leaves as by Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = commands.main(args=arguments, prog_name="edge-infer", standalone_mode=False)
     except EdgeInferError as error:
-        click.echo(f"edge-infer: {error}", err=True)
+        _echo(f"edge-infer: {error}", err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Abort:
-        click.echo("edge-infer: interrupted", err=True)
+        _echo("edge-infer: interrupted", err=True)
         sys.exit(4)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for stream in (sys.stdout, sys.stderr):
+            _let_go(stream)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    """Print where somebody listens: what was done is done, whether or not it can be told."""
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        if not err:
+            _echo(f"edge-infer: standard output cannot be written: {error.strerror}", err=True)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Drop what a stream could not write, as Python would turn it into an exit code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, stream.fileno())
+            os.close(nothing)
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -102,12 +135,47 @@ def commands() -> None:
     type=click.Choice(["auto", "int8", "fp16", "fp32"]),
     default="auto",
     show_default=True,
-    help="Number format of the model; auto takes INT8 where the bundle has it.",
+    help="Number format of the model; auto takes INT8 where the bundle has it, on TensorRT only if it passed "
+    "its gate and is faster.",
 )
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Chips in one batch. [default: the engine's choice]"
 )
-@click.option("--threads", type=click.IntRange(1, 64), help="Reader threads. [default: cores, 4 at most]")
+@click.option(
+    "--gpu-memory",
+    type=click.Choice(["auto", "mapped", "copied"]),
+    default="auto",
+    show_default=True,
+    help="TensorRT: the GPU reads chips in host memory, or is sent copies; auto copies where it has its own.",
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=True,
+    show_default=True,
+    help="TensorRT: launch each batch as one CUDA graph.",
+)
+@click.option(
+    "--gpu-lanes",
+    type=click.IntRange(1, 8),
+    default=3,
+    show_default=True,
+    help="TensorRT: batches in flight; each takes memory of its own.",
+)
+@click.option(
+    "--sample-on",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="TensorRT: where chips are cut from the imagery; auto takes a GPU that has memory of its own.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), help="Reader threads. [default: cores, 4 at most; 16 for a GPU]"
+)
+@click.option(
+    "--tile-pixels",
+    type=click.IntRange(2**20, 2**28),
+    help="Most pixels of a decoded tile. [default: 4194304, less where memory is short]",
+)
 @click.option(
     "--min-valid",
     type=click.FloatRange(0, 1),
@@ -116,9 +184,21 @@ def commands() -> None:
     help="A footprint whose window holds less valid imagery than this share gets the status no_data.",
 )
 @click.option(
+    "--min-covered",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="A footprint of which less than this share lies on valid imagery gets the status no_data.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with what is pending or could not be read in --out; begin where there is no --out.",
+)
+@click.option(
+    "--force-resume",
+    is_flag=True,
+    help="Resume though model, imagery, footprints or options differ from those that --out was begun with.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
@@ -130,18 +210,11 @@ def run(*, bands: str | None, as_json: bool, quiet: bool, **options: Any) -> int
 
     request = RunRequest(bands=band_numbers(bands), **options)
     summary = classify(request, quiet=quiet)
-    click.echo(json.dumps(summary.to_json(), indent=1) if as_json else summary.describe())
+    if as_json:
+        for difference in summary.overridden:
+            _echo(f"resumed in spite of this: {difference}", err=True)
+    _echo(json.dumps(summary.to_json(), indent=1) if as_json else summary.describe())
     return summary.exit_code
-
-
-def band_numbers(text: str | None) -> tuple[int, ...] | None:
-    """Read the value of --bands, such as 3,2,1; `click.BadParameter` for anything but numbers."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"found {text!r}, wanted numbers: 3,2,1", param_hint="--bands") from None
 
 
 @commands.command()
@@ -153,3 +226,8 @@ def info(file: Path, *, as_json: bool) -> None:
 
     facts = describe_file(file)
     click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(describe_lines(facts)))
+
+
+commands.add_command(bench)
+commands.add_command(build)
+commands.add_command(doctor)

@@ -108,7 +108,7 @@ def cover(footprints: Footprints, imagery: Imagery, contract: ChipContract) -> C
         boxes=np.full((count, 4), np.nan),
         gsd_metres=np.full(count, np.nan),
         status=np.full(count, "outside_imagery", dtype=object),
-        reason=np.full(count, reasons.OUTSIDE, dtype=object),
+        reason=np.full(count, reasons.outside(len(imagery.skipped)), dtype=object),
         bounds=np.full((count, 4), np.nan),
         footprints=footprints,
     )

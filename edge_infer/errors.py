@@ -1,6 +1,7 @@
 """The one error tree, with the exit code that the command line gives for each branch.
 
 EdgeInferError            1  anything else
+├── OutputChanged         1  another program changed the output while it was being filled in
 ├── Refused               2  before anything was written: usage, input, contract
 │   ├── FootprintsError      the footprints cannot be read or placed
 │   ├── ImageryError         an image cannot be read or placed
@@ -8,7 +9,6 @@ EdgeInferError            1  anything else
 │   ├── ContractError        model and imagery do not fit together
 │   ├── EngineError          the engine that was asked for is not to be had
 │   └── OutputError          the output cannot be written, or would overwrite something
-│       └── OutputChanged       another program changed the output while it was being filled in
 ├── ReadError             -  one block of an image cannot be read (its footprints get `read_error`)
 └── Stopped               4  stopped early in a clean state; `--resume` goes on
 
@@ -24,6 +24,10 @@ class EdgeInferError(Exception):
     """Root of every error that this project raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+
+class OutputChanged(EdgeInferError):
+    """Another program moved the output, or took rows or the log from it; this run cannot go on with it."""
 
 
 class Refused(EdgeInferError):
@@ -54,10 +58,6 @@ class EngineError(Refused):
 
 class OutputError(Refused):
     """The output cannot be written, or would overwrite something."""
-
-
-class OutputChanged(OutputError):
-    """Another program took rows or the log from the output, so that this run cannot go on with it."""
 
 
 class ReadError(EdgeInferError):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_infer.blacken import blacken
+from edge_infer.covered import covered_fraction
+from edge_infer.cutter import HostCutter
 from edge_infer.device.host import HostMemory
 from edge_infer.errors import ReadError
 from edge_infer.imagery import Reader
+from edge_infer.interrupt import join_all
 from edge_infer.plan import plan
 from edge_infer.ring import BatchRing, RingClosedError
-from edge_infer.sampler import sample
 from edge_infer.shares import JobShares
+from edge_infer.sizes import TILE_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge_infer.coverage import Coverage
+    from edge_infer.cutter import Cutter
     from edge_infer.imagery import Image, Tile
     from edge_infer.manifest import ChipContract
     from edge_infer.plan import TileJob
@@ -40,10 +48,21 @@ class ReadFailure:
 class FeedWork:
     """What the reader threads did, summed over threads."""
 
+    plan_seconds: float = 0.0
+    """Before the threads started."""
     read_seconds: float = 0.0
+    measure_seconds: float = 0.0
+    """How much of each footprint is covered, reading more of a mask included."""
     sample_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Processor time of it all, but for the plan."""
+    tiles: int = 0
     pixels_read: int = 0
     """Pixels handed over by GDAL, at the decimation asked for, bands counted once."""
+    bytes_copied: int = 0
+    """Of these pixels, out of GDAL's cache, and of the chips or tiles made of them: each written once."""
+    bytes_read: int | None = 0
+    """Of the files; a block that is decoded twice counts twice. None where the system does not tell."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +79,10 @@ class Feeder:
     """int64, (n,): positions of the footprints to cut chips for."""
     ring: BatchRing
     threads: int = 2
+    tile_pixels: int = TILE_PIXELS
+    """Most pixels of a tile, bands counted once."""
+    cutter: Cutter | None = None
+    """Who cuts the chips; None: the reader threads."""
     work: FeedWork = field(default_factory=FeedWork)
     error: BaseException | None = None
     """What ended a reader thread, other than a block that cannot be read."""
@@ -71,7 +94,9 @@ class Feeder:
 
     def __enter__(self) -> Feeder:
         """Plan the jobs and start the threads."""
+        started = time.perf_counter()
         self._jobs = JobShares(self._plan(self.rows), self.threads)
+        self.work.plan_seconds = time.perf_counter() - started
         self._left = self.threads
         self._running = [
             threading.Thread(target=self._run, args=(number,), name=f"reader-{number}")
@@ -90,10 +115,7 @@ class Feeder:
         self._end()
 
     def _end(self) -> None:
-        self.ring.stop()
-        for thread in self._running:
-            if thread.ident is not None:
-                thread.join()
+        join_all(self._running, self.ring.stop)
 
     def take_failures(self) -> list[ReadFailure]:
         """Give the failures since the last call."""
@@ -102,11 +124,12 @@ class Feeder:
         return failures
 
     def _plan(self, rows: npt.NDArray[np.int64]) -> list[TileJob]:
-        return plan(self.coverage, self.images, self.contract.chip_pixels, rows)
+        side = self.contract.chip_pixels
+        return plan(self.coverage, self.images, side, rows, budget_pixels=self.tile_pixels)
 
     def _run(self, number: int) -> None:
         try:
-            with Reader() as reader:
+            with self._counted(), Reader() as reader:
                 while (job := self._jobs.take(number)) is not None:
                     self._feed(job, reader)
         except RingClosedError:
@@ -120,6 +143,21 @@ class Feeder:
                 last = self._left == 0
             if last:
                 self.ring.close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count processor time and bytes of this thread, which reads no files but imagery."""
+        cpu, read = time.thread_time(), _bytes_read()
+        try:
+            yield
+        finally:
+            cpu, now = time.thread_time() - cpu, _bytes_read()
+            with self._lock:
+                self.work.cpu_seconds += cpu
+                if now is None or read is None or self.work.bytes_read is None:
+                    self.work.bytes_read = None
+                else:
+                    self.work.bytes_read += now - read
 
     def _feed(self, job: TileJob, reader: Reader) -> None:
         if self.ring.stopped:  # a job that cannot be read claims nothing, and would not notice
@@ -137,10 +175,16 @@ class Feeder:
         except ReadError as failure:
             self._retreat(job, reader, failure)
             return
+        read = time.perf_counter()
+        covered = covered_fraction(self.coverage, job.rows, self.images[job.image], tile, reader)
+        measured = time.perf_counter()
         with self._lock:
-            self.work.read_seconds += time.perf_counter() - started
+            self.work.tiles += 1
+            self.work.read_seconds += read - started
+            self.work.measure_seconds += measured - read
             self.work.pixels_read += int(tile.pixels[0].size)
-        self._cut(job, tile)
+            self.work.bytes_copied += tile.pixels.nbytes
+        self._cut(job, tile, covered)
 
     def _retreat(self, job: TileJob, reader: Reader, failure: ReadError) -> None:
         if len(job.rows) == 1:
@@ -152,26 +196,42 @@ class Feeder:
             for smaller in self._plan(half):
                 self._feed(smaller, reader)
 
-    def _cut(self, job: TileJob, tile: Tile) -> None:
+    def _cut(self, job: TileJob, tile: Tile, covered: npt.NDArray[np.float32]) -> None:
+        started = time.perf_counter()
+        cutter = self.cutter or HostCutter(self.contract.value_range)
+        cut = cutter.open(tile, len(job.rows), self.ring)
+        seconds = time.perf_counter() - started
         done = 0
         while done < len(job.rows):
             span = self.ring.claim(len(job.rows) - done)
             end = done + len(span)
             places = slice(span.start, span.stop)
             started = time.perf_counter()
-            sample(
-                tile,
-                job.boxes[done:end],
-                span.slot.chips[places],
-                span.slot.valid_fraction[places],
-                value_range=self.contract.value_range,
-            )
-            seconds = time.perf_counter() - started
+            cut(job.boxes[done:end], span)
+            if self.contract.blacken:
+                image = self.images[job.image]
+                blacken(
+                    span.slot.chips[places], job.boxes[done:end], job.rows[done:end], self.coverage, image
+                )
+            seconds += time.perf_counter() - started
             span.slot.rows[places] = job.rows[done:end]
+            span.slot.covered_fraction[places] = covered[done:end]
             self.ring.fill(span)
-            with self._lock:
-                self.work.sample_seconds += seconds
             done = end
+        with self._lock:
+            self.work.sample_seconds += seconds
+            # Where a device cuts the chips, tiles are copied to where it finds them.
+            chips = len(job.rows) * math.prod(self.contract.chip_shape)
+            self.work.bytes_copied += chips if self.cutter is None else tile.pixels.nbytes
+
+
+def _bytes_read() -> int | None:
+    """Bytes that this thread has read from files so far; None where the system does not tell."""
+    try:
+        first = Path("/proc/thread-self/io").read_text().splitlines()[0]
+        return int(first.removeprefix("rchar:"))
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,11 +9,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 WHOLE_BYTES = 64 * 2**20
 """Vector files up to this size are hashed whole, which takes a fraction of a second."""
@@ -29,8 +30,16 @@ COMPANIONS = {
     ".shp": (".shp", ".shx", ".dbf", ".prj", ".cpg"),
     ".tab": (".tab", ".dat", ".map", ".id"),
     ".mif": (".mif", ".mid"),
+    ".csv": (".csv", ".csvt", ".prj"),
+    ".gml": (".gml", ".gfs", ".xsd"),
 }
 """Vector formats that are several files of one name."""
+
+IN_FOLDERS = frozenset((*sum(COMPANIONS.values(), ()), ".fgb", ".gdbtable", ".gdbtablx"))
+"""Of a folder that is one vector source, the files that count; a GIS puts others beside them unasked."""
+
+VIRTUAL_MARK = b"<OGRVRTDataSource"
+MOST_VIRTUAL_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +83,48 @@ def fingerprint(files: Iterable[Path], *, whole_bytes: int = 3 * SAMPLE_BYTES) -
 
 
 def vector_files(path: Path) -> list[Path]:
-    """Name the files that a vector source consists of: itself, its companions, or all in a folder."""
+    """Name the files that a vector source consists of: itself, its companions, those in a folder.
+
+    For OGR's virtual format also the files that it names. `OSError` where they may not be looked at.
+    """
+    found: list[Path] = []
+    waiting = [path]
+    while waiting:
+        source = waiting.pop()
+        parts = [part for part in _parts(source) if part not in found]
+        found += parts
+        waiting += [name for part in parts for name in _virtual_sources(part)]
+    return found
+
+
+def _parts(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(part for part in path.rglob("*") if part.is_file())
-    wanted = COMPANIONS.get(path.suffix.lower(), ())
-    if not wanted:
-        return [path]
-    return sorted(
-        part for part in path.parent.iterdir() if part.stem == path.stem and part.suffix.lower() in wanted
+        return sorted(
+            part for part in path.rglob("*") if part.suffix.lower() in IN_FOLDERS and part.is_file()
+        )
+    others = (
+        path.with_suffix(form)
+        for suffix in COMPANIONS.get(path.suffix.lower(), ())
+        for form in (suffix, suffix.upper())
+        if suffix != path.suffix.lower()
     )
+    return [path, *(other for other in others if other.is_file())]
+
+
+def _virtual_sources(path: Path) -> list[Path]:
+    """Files and folders that a virtual source names; what else it may name is not on this machine's disks."""
+    with path.open("rb") as stream:
+        content = stream.read(MOST_VIRTUAL_BYTES)
+    if VIRTUAL_MARK not in content[:1024]:
+        return []
+    try:
+        named = ET.fromstring(content).iter("SrcDataSource")  # noqa: S314 - expat bounds what it expands
+    except ET.ParseError:
+        return []
+    sources = []
+    for element in named:
+        relative = element.get("relativeToVRT", element.get("relativetoVRT")) == "1"
+        source = (path.parent if relative else Path()) / (element.text or "").strip()
+        if source.exists():
+            sources.append(source)
+    return sources

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from edge_infer.durable import make_durable
 from edge_infer.errors import OutputError
+from edge_infer.schema import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LOCK_WAIT_SECONDS = 30.0
 """How long a write waits for another program that is writing to the same file."""
+
+PATIENCE_SECONDS = 1.0
+"""How long that is done without a word, at the start."""
 
 SIDECARS = ("-wal", "-shm", "-journal")
 """Files that SQLite keeps beside a database while it is in use."""
@@ -44,6 +51,48 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def _refuse_geometry(_geometry: object) -> None:
     raise RuntimeError("geometries are never written by this connection")
+
+
+def columns(database: sqlite3.Connection, table: str) -> list[str]:
+    """Name the columns of a table, in their order; none where there is no such table."""
+    return [name for (name,) in database.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+
+def wait_for_writers(database: sqlite3.Connection, path: Path, say: Callable[[str], None] | None) -> None:
+    """Return when no other program writes to `path`; `say` is told, where that takes a while."""
+    if say is not None and LOCK_WAIT_SECONDS > PATIENCE_SECONDS:
+        database.execute(f"PRAGMA busy_timeout = {round(PATIENCE_SECONDS * 1000)}")
+        try:
+            with transaction(database):
+                return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            say(f"{path} is locked by another program; waiting for {LOCK_WAIT_SECONDS:g} s at most")
+        finally:
+            database.execute(f"PRAGMA busy_timeout = {round(LOCK_WAIT_SECONDS * 1000)}")
+    with transaction(database):
+        pass
+
+
+def hash_layer(path: Path, table: str) -> str | None:
+    """Hash every row of a table of a GeoPackage or another SQLite file, as a reader sees it now.
+
+    What is still in its log counts; styles and other tables do not. None where it is no such file, or the
+    table cannot be read without functions of its own.
+    """
+    name = quote(os.path.realpath(path))
+    for still in ("", "&immutable=1"):  # the second way leads into read-only folders
+        digest = hashlib.sha256()
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"file:{name}?mode=ro{still}", uri=True)) as database,
+        ):
+            database.text_factory = bytes  # others write text of any encoding
+            for row in database.execute(f"SELECT * FROM {quoted(table)} ORDER BY 1"):  # noqa: S608
+                digest.update(repr(row).encode())
+            return digest.hexdigest()
+    return None
 
 
 @contextmanager

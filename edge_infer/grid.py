@@ -94,9 +94,12 @@ def transformation_accuracy(source: CRS, target: CRS, x: float, y: float) -> flo
     """
     if source == target:
         return 0.0
-    transformer = _transformer(source, target)
-    transformer.transform(x, y)
-    accuracy = float(transformer.get_last_used_operation().accuracy)
+    try:
+        transformer = _transformer(source, target)
+        transformer.transform(x, y)
+        accuracy = float(transformer.get_last_used_operation().accuracy)
+    except ProjError:  # none that holds at this point
+        return None
     return None if accuracy < 0 else accuracy
 
 

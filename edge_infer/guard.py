@@ -5,14 +5,25 @@ Content decides. Paths count for images only, as they stand in the results.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_infer.errors import OutputError
+from edge_infer.errors import FootprintsError, OutputError
 from edge_infer.fingerprint import WHOLE_BYTES, fingerprint, vector_files
+from edge_infer.footprints import open_layer
+from edge_infer.geopackage import hash_layer
 from edge_infer.imagery.trust import raster_files
-from edge_infer.results import ImageInfo, read_images, read_last_run, read_layer_digest, read_schema
+from edge_infer.results import (
+    ImageInfo,
+    edited,
+    read_images,
+    read_judged_images,
+    read_last_run,
+    read_layer,
+    read_schema,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +37,15 @@ MOST_NAMED = 5
 
 
 def identify_image(image: Image) -> ImageInfo:
-    """Say what image this is, for the record and for comparison."""
-    mark = fingerprint(raster_files(Path(image.path)))
+    """Say what image this is, for the record and for comparison.
+
+    `content` is of its files and of what was made of them, which side files (a world file) may change.
+    """
+    files = raster_files(Path(image.path))
+    masks = [mask for file in files if (mask := Path(f"{file}.msk")).is_file()]
+    mark = fingerprint(files + masks)
+    grid = image.grid
+    made = (grid.transform, grid.width, grid.height, image.band_indexes, image.dtype, image.has_mask)
     return ImageInfo(
         path=image.path,
         crs=image.grid.crs.srs,
@@ -35,16 +53,28 @@ def identify_image(image: Image) -> ImageInfo:
         date=image.date,
         size_bytes=mark.size_bytes if mark else None,
         modified=mark.modified if mark else None,
-        content=mark.content if mark else None,
+        content=hashlib.sha256(f"{mark.content} {made}".encode()).hexdigest() if mark else None,
     )
 
 
-def identify_footprints(source: Path | None) -> dict[str, Any]:
-    """Say what footprints these are, as JSON values; `content` is None where they cannot be read."""
+def identify_footprints(source: Path | None, layer: str | None = None) -> dict[str, Any]:
+    """Say what footprints these are, as JSON values; `content` is None where they cannot be read.
+
+    Of a GeoPackage the rows of the layer decide, of other sources the files and which layer it is.
+    """
     if source is None:
         return {"path": None, "content": None}
-    mark = fingerprint(vector_files(source), whole_bytes=WHOLE_BYTES) if os.path.exists(source) else None  # noqa: PTH110
-    return {"path": os.path.realpath(source), "content": mark.content if mark else None}
+    content = None
+    try:
+        found = open_layer(source, layer)
+        rows = hash_layer(source, found.name)
+        if rows is None and (mark := fingerprint(vector_files(source), whole_bytes=WHOLE_BYTES)):
+            rows = mark.content
+        if rows is not None:
+            content = hashlib.sha256(f"{found.name} {found.crs} {found.fields} {rows}".encode()).hexdigest()
+    except (FootprintsError, OSError):  # said when they are read
+        pass
+    return {"path": os.path.realpath(source), "content": content}
 
 
 def begun(out: Path) -> bool:
@@ -58,8 +88,24 @@ def find_differences(
 ) -> list[str]:
     """Compare with the last run of the output `request.out`; each difference in plain words.
 
-    `OutputError` where the model has other classes, for which the output has no columns.
+    `OutputError` where the model has other classes, for which the output has no columns, where rows were
+    lost or gained, and where the record of runs was edited.
     """
+    try:
+        return _find_differences(request, bundle, images, footprints)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise edited(request.out, error) from error
+
+
+def has_new_images(out: Path, images: Sequence[ImageInfo]) -> bool:
+    """Whether images are there that the last run of `out` did not have."""
+    before = read_last_run(out)
+    return before is not None and not {image.path for image in images} <= set(before["images"])
+
+
+def _find_differences(
+    request: RunRequest, bundle: Bundle, images: Sequence[ImageInfo], footprints: dict[str, Any]
+) -> list[str]:
     before = read_last_run(request.out)
     assert before is not None, "the caller has asked begun()"
     schema = read_schema(request.out)
@@ -75,9 +121,20 @@ def find_differences(
             f"is {bundle.manifest.name}, {bundle.sha256[:12]})"
         )
     recorded = read_images(request.out)
-    found += _image_differences([recorded[path] for path in before["images"]], images)
+    found += _image_differences(
+        [recorded[path] for path in before["images"]],
+        images,
+        skipped={path for path, _ in before["skipped_images"]},
+        judged=read_judged_images(request.out),
+    )
     found += _footprint_differences(before["footprints"], footprints)
-    if before["footprints"]["layer"] != read_layer_digest(request.out):
+    layer = read_layer(request.out)
+    if before["footprints"]["count"] != layer["count"]:
+        raise OutputError(
+            f"{request.out} had {before['footprints']['count']:,} footprints when its run began and has"
+            f" {layer['count']:,}; bring back a copy with all of them, or start again with --overwrite"
+        )
+    if before["footprints"]["layer"] != layer["layer"]:
         found.append("the geometries in the output were edited after the run began")
     return found
 
@@ -90,20 +147,31 @@ def find_precision(out: Path, precision: str) -> list[str]:
     return [f"the engine ran in {before['precision']} and runs in {precision} (--precision chooses)"]
 
 
-def _image_differences(before: Sequence[ImageInfo], now: Sequence[ImageInfo]) -> list[str]:
+def _image_differences(
+    before: Sequence[ImageInfo], now: Sequence[ImageInfo], *, skipped: set[str], judged: set[str]
+) -> list[str]:
+    """Compare images: those `skipped` then are new; those on which no row was `judged` may change."""
     old, new = {image.path: image for image in before}, {image.path: image for image in now}
     gone = [image for image in before if image.path not in new]
     added = [image for image in now if image.path not in old]
     if gone and _contents(gone) == _contents(added):
         folders = f"{Path(gone[0].path).parent} to {Path(added[0].path).parent}"
-        found = [f"{_number(gone)} moved from {folders}, with the same names and contents"]
+        known = all(image.content is not None for image in gone)
+        found = [f"{_number(gone)} moved from {folders}, with the same names{' and contents' * known}"]
     else:
-        found = _named(gone, "is gone") + _named(added, "is new")
+        found = _named(gone, "is gone")
+        found += _named(
+            [image for image in added if image.path in skipped], "is new, as it could not be used then"
+        )
+        found += _named([image for image in added if image.path not in skipped], "is new")
+    kept = [image for image in now if image.path in old and image.path in judged]
+    found += _named(
+        [image for image in kept if image.crs != old[image.path].crs], "is in another reference system"
+    )
     changed = [
         image
-        for image in now
-        if image.path in old
-        and None not in (image.content, old[image.path].content)
+        for image in kept
+        if None not in (image.content, old[image.path].content)
         # What cannot be read now or could not be then, is found out when it is needed.
         and image.content != old[image.path].content
     ]

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from edge_infer.bundle import CALIBRATION_MEMBER, EVALUATION_MEMBER, Bundle, open_bundle
 from edge_infer.errors import Refused
+from edge_infer.geopackage import columns
 from edge_infer.schema import Schema, quoted
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def describe_file(path: str | Path) -> dict[str, Any]:
 
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # SQLite's log lies beside the file, not the link
     try:
         with path.open("rb") as stream:
             magic = stream.read(len(_SQLITE_MAGIC))
@@ -182,9 +184,10 @@ def _megabytes(size_bytes: int) -> str:
 def _describe_output(path: Path) -> dict[str, Any]:
     try:
         with closing(_connect(path)) as database:
-            if not _columns(database, "edge_schema"):
+            if not columns(database, "edge_schema"):
                 raise Refused(f"{path} is no output of edge-infer; name a bundle or an output")
             schema = Schema.from_json(*database.execute("SELECT schema FROM edge_schema").fetchone())
+            schema.insist(columns(database, schema.layer), path)
             statuses = _counts(database, schema, "status")
             return {
                 "kind": "output",
@@ -199,12 +202,26 @@ def _describe_output(path: Path) -> dict[str, Any]:
                 "images": _rows(database, "edge_images"),
             }
     except (sqlite3.Error, TypeError) as error:
-        raise Refused(f"{path} is no output that can be read: {error}") from error
+        raise Refused(_explain(path, error)) from error
+
+
+def _logs(path: Path) -> list[str]:
+    """Suffixes of what SQLite keeps beside the file: results not in it yet, or an edit to be undone."""
+    return [suffix for suffix in ("-wal", "-journal") if path.with_name(path.name + suffix).exists()]
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if logs := _logs(path):
+        return (
+            f"{path} cannot be read ({error}), as a run or an edit ended in the middle and left"
+            f" {path.name}{logs[0]}; open it in a place that can be written to, with that file beside it"
+        )
+    return f"{path} is no output that can be read: {error}"
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     # Where no log lies beside the file, nobody writes: it may then be read from a read-only disk too.
-    still = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+    still = "" if _logs(path) else "&immutable=1"
     return sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro{still}", uri=True)
 
 
@@ -220,13 +237,9 @@ def _counts(database: sqlite3.Connection, schema: Schema, column: str) -> dict[s
 
 
 def _rows(database: sqlite3.Connection, table: str) -> list[dict[str, object]]:
-    names = _columns(database, table)
+    names = columns(database, table)
     rows = database.execute(f"SELECT * FROM {table}") if names else ()  # noqa: S608
     return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in rows]
-
-
-def _columns(database: sqlite3.Connection, table: str) -> list[str]:
-    return [name for _, name, *_ in database.execute(f"PRAGMA table_info({table})")]
 
 
 def _plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop in a clean state."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop in a clean state, and threads that outlast an interruption."""
 
 from __future__ import annotations
 
@@ -11,10 +11,33 @@ from typing import TYPE_CHECKING, Any
 from edge_infer.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""SIGHUP comes when a terminal is closed or a connection breaks; Windows has none."""
+
+
+def join_all(threads: Iterable[threading.Thread], end: Callable[[], None]) -> None:
+    """Call `end`, which tells threads to end, and wait until they have.
+
+    What they use may be closed after this, so signals have to wait; the first of them is raised at the end.
+    (A `Thread.join` that a signal breaks off takes the thread for ended.)
+    """
+    heard: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in SIGNALS}
+    try:
+        end()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if heard:
+        signal.raise_signal(heard[0])
 
 
 class _Interruption(BaseException):
@@ -31,23 +54,31 @@ class StopSignals:
 
     received: str | None = None
     """Name of the signal, such as SIGTERM."""
+    changed: bool = False
+    """To be set once the output is in place: it says what to do after an early end."""
     _tell: Callable[[], None] | None = None
     _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> StopSignals:
         """Take the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._receive)
+                for number in SIGNALS
+                if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN
+            }  # under nohup, SIGHUP stays ignored
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """Give the signals back; `Stopped` where one came."""
         self._restore()
         if isinstance(error, _Interruption):
-            raise Stopped(
-                f"stopped by {self.received} before anything was classified; "
-                "the same command with --resume goes on"
-            ) from None
+            rest = (
+                "anything was classified; the same command with --resume goes on"
+                if self.changed
+                else "anything was changed; run the same command again"
+            )
+            raise Stopped(f"stopped by {self.received} before {rest}") from None
 
     @contextmanager
     def told(self, tell: Callable[[], None]) -> Iterator[None]:

@@ -7,12 +7,12 @@ are there only while a transaction is written, and the output itself is replaced
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from edge_infer.errors import OutputError
-from edge_infer.geopackage import reporting
 
 try:
     import fcntl
@@ -28,16 +28,32 @@ if TYPE_CHECKING:
 def sole_run(out: Path) -> Iterator[None]:
     """Be the only run that writes to `out`, existing or not, while entered.
 
-    `OutputError` where another run is.
+    `OutputError` where another run is, or where no lock can be had.
     """
     path = out.with_name(f"{out.name}.lock")
-    with reporting(out):
+    try:
+        if path.exists() and path.stat().st_size:  # ours are empty
+            raise OutputError(f"{path} is no lock of edge-infer's; move it, or name another output")
         lock = _take(out, path)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be locked: {_explain(error, path)}") from error
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still ours, else it may be the next one's
+        with suppress(OSError):  # an empty file that stays is no obstacle
+            if _is_named(lock, path):  # else it is another run's
+                path.unlink()
         os.close(lock)
+
+
+def _explain(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk that holds {path} is full; make room there"
+    if error.errno == errno.EROFS:
+        return f"the disk that holds {path} is read-only; make it writable, or copy the output to another"
+    if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        return "the file system knows no locks; write to a local disk, and copy the file when it is done"
+    return f"{path} cannot be opened ({error.strerror}); remove it if no run uses it"
 
 
 def _take(out: Path, path: Path) -> int:
@@ -54,7 +70,10 @@ def _take(out: Path, path: Path) -> int:
             raise OutputError(
                 f"another run is writing to {out}; wait for it, stop it, or name another output"
             ) from None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                with suppress(OSError):
+                    path.unlink()
             os.close(lock)
             raise
         os.close(lock)  # its last holder removed it between our two steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
@@ -26,7 +26,7 @@ from edge_infer.style import Family, legend, qml, sld
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from edge_infer.footprints import Footprints, VectorLayer
 
@@ -61,20 +61,32 @@ def refuse_output(out: Path, inputs: Iterable[str | os.PathLike[str]], *, overwr
 
     `inputs` are the files that the run reads; none of them may be replaced.
     """
-    try:
+    refuse_place(out)
+    with _looking(out):
         _refuse(out, inputs, overwrite=overwrite)
+
+
+def refuse_place(out: Path) -> None:
+    """Raise `OutputError` where `out` cannot lie, whether it exists or not."""
+    folder = out.absolute().parent
+    with _looking(out):
+        if out.suffix.lower() != ".gpkg":
+            raise OutputError(f"the output is a GeoPackage, but {out} does not end in .gpkg; name it so")
+        if not folder.is_dir():
+            raise OutputError(f"there is no folder {folder} for the output; make it first")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"the folder {folder} is not writable; choose another place for the output")
+
+
+@contextmanager
+def _looking(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:  # a folder that may not be looked into, a name that is too long
         raise OutputError(f"{out} cannot be written: {error.strerror}; choose another place") from error
 
 
 def _refuse(out: Path, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bool) -> None:
-    folder = out.absolute().parent
-    if out.suffix.lower() != ".gpkg":
-        raise OutputError(f"the output is a GeoPackage, but {out} does not end in .gpkg; name it so")
-    if not folder.is_dir():
-        raise OutputError(f"there is no folder {folder} for the output; make it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"the folder {folder} is not writable; choose another place for the output")
     if not out.exists():
         return
     if not out.is_file():

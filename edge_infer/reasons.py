@@ -12,7 +12,6 @@ import shapely
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OUTSIDE = "no image lies under its centre"
 NO_WINDOW = "no window makes sense here: the image's pixels are stretched without bound (a pole, say)"
 NO_AREA = "it has no area, and the model judges only what lies within an outline"
 
@@ -26,6 +25,13 @@ _PLAIN_WORDS = {
     "Hole lies outside shell": "a hole lies outside of it",
 }
 """GEOS's words for what is invalid; those that are not here speak for themselves."""
+
+
+def outside(skipped: int) -> str:
+    """No image lies there; `skipped` images could not be used, wherever they lie."""
+    if not skipped:
+        return "no image lies under its centre"
+    return f"no image that can be used lies under its centre, {skipped:,} could not be"
 
 
 def too_coarse(gsd_metres: float, coarsest_metres: float) -> str:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 NOT_THE_RESULT = frozenset(
     (
         *("out", "engine", "batch", "threads", "resume", "force_resume", "overwrite"),
-        *("gpu_memory", "cuda_graphs", "sample_on"),
-        *("bundle", "imagery", "footprints"),
+        *("gpu_memory", "cuda_graphs", "gpu_lanes", "sample_on", "tile_pixels"),
+        *("bundle", "imagery", "footprints", "layer", "imagery_crs", "precision"),
     )
 )
 """Options that may differ between a run and its resumption: no label depends on them, or (the last line)
-what they name is compared by content."""
+what came of them is compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,11 @@ class RunRequest:
     batch: int | None = None
     gpu_memory: GpuMemoryChoice = "auto"
     cuda_graphs: bool = True
+    gpu_lanes: int = 3
     sample_on: SampleChoice = "auto"
     threads: int | None = None
+    tile_pixels: int | None = None
+    """Most pixels of a decoded tile; None: by the machine's memory."""
     min_valid: float = 0.5
     min_covered: float = 0.5
     resume: bool = False
@@ -52,6 +55,8 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other or mean nothing."""
+        if os.path.islink(self.out):  # noqa: PTH114 - SQLite keeps its log beside the file, so the lock lies there too
+            object.__setattr__(self, "out", Path(os.path.realpath(self.out)))
         if not 0 <= self.min_valid <= 1:
             raise Refused(f"--min-valid is a share of the window, 0 to 1, got {self.min_valid}")
         if not 0 <= self.min_covered <= 1:
@@ -75,7 +80,12 @@ class RunRequest:
     @property
     def gpu(self) -> GpuOptions:
         """How a GPU is to be used."""
-        return GpuOptions(memory=self.gpu_memory, graphs=self.cuda_graphs, sample_on=self.sample_on)
+        return GpuOptions(
+            memory=self.gpu_memory,
+            graphs=self.cuda_graphs,
+            sample_on=self.sample_on,
+            lanes=self.gpu_lanes,
+        )
 
     def options(self) -> dict[str, Any]:
         """All options as JSON values, for the record; paths are absolute."""

@@ -6,13 +6,14 @@ durable transaction. Other programs may read the file meanwhile.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sqlite3
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ import numpy as np
 from edge_infer import geopackage
 from edge_infer.durable import make_durable
 from edge_infer.errors import OutputChanged, OutputError
-from edge_infer.schema import STATUSES, Schema, quoted
+from edge_infer.schema import STATUSES, UNREASONED, Schema, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 DECIMALS = 6
 """Places kept of probabilities and shares; a network computes no more."""
 
-JSON_COLUMNS = ("versions", "options", "images", "columns", "counts", "times")
+JSON_COLUMNS = (
+    *("versions", "options", "images", "columns", "footprints", "skipped_images", "overridden", "notes"),
+    *("counts", "times", "drift"),
+)
 """Columns of `edge_runs` that hold JSON text."""
 
 
@@ -48,8 +52,12 @@ class ResultRows:
     """Shape (k, K); rows whose status is not ok are ignored."""
     status: NDArray[Any]
     """Shape (k,): one of `STATUSES` each, as text."""
+    reason: NDArray[np.object_]
+    """Shape (k,): why, in a few words; None where the status is ok or pending."""
     valid_fraction: NDArray[np.float32]
     """Shape (k,): share of the chip's pixels that show ground, 0..1; NaN where unknown."""
+    covered_fraction: NDArray[np.float32]
+    """Shape (k,): share of the footprint itself that lies on valid pixels, 0..1; NaN where unknown."""
     image_index: NDArray[np.int64]
     """Shape (k,): position in the images given to `start_run`; -1 for none."""
     gsd_m: NDArray[np.float64]
@@ -58,7 +66,7 @@ class ResultRows:
     def __post_init__(self) -> None:
         """Refuse columns that do not fit together."""
         shape = (len(self.fids),)
-        for name in ("fids", "class_index", "status", "valid_fraction", "image_index", "gsd_m"):
+        for name in (column.name for column in fields(self) if column.name != "probabilities"):
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {getattr(self, name).shape}")
         unknown = set(self.status.tolist()) - set(STATUSES)
@@ -67,8 +75,17 @@ class ResultRows:
         ok = self.status == "ok"
         if not np.array_equal(ok, self.class_index >= 0):
             raise ValueError("a row has a class exactly if its status is ok")
+        if [reason is None for reason in self.reason] != np.isin(self.status, UNREASONED).tolist():
+            raise ValueError("a row has a reason exactly if its status is neither ok nor pending")
         if len(self.probabilities) != len(self.fids):
             raise ValueError(f"probabilities must have {len(self.fids)} rows, got {len(self.probabilities)}")
+        if self.class_index.max(initial=-1) >= self.probabilities.shape[1]:
+            raise ValueError(f"there are {self.probabilities.shape[1]} classes, got {self.class_index.max()}")
+        if len(np.unique(self.fids)) != len(self.fids):
+            raise ValueError("a footprint stands in one row, got some in several")
+        shares = (self.valid_fraction, self.covered_fraction, self.gsd_m)
+        if not np.isfinite(self.probabilities[ok]).all() or any(np.isinf(column).any() for column in shares):
+            raise ValueError("probabilities, shares and GSD must be finite, got some that are not")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +102,14 @@ class RunInfo:
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     """JSON values."""
+    footprints: Mapping[str, Any] = field(default_factory=dict)
+    """What identifies their source, JSON values; `layer` and `count` of the output's layer are added."""
+    skipped_images: Sequence[tuple[str, str]] = ()
+    """(path, reason) of images that could not be used."""
+    overridden: Sequence[str] = ()
+    """Differences from the run before in spite of which this one goes on."""
+    notes: Sequence[str] = ()
+    """What to know before the result is trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +122,12 @@ class ImageInfo:
     """True ground metres per pixel, the coarser axis, at the centre."""
     date: str | None
     """ISO 8601."""
+    size_bytes: int | None = None
+    """Of its files; None where they could not be read, as for the next two."""
+    modified: str | None = None
+    """ISO 8601 in UTC."""
+    content: str | None = None
+    """Fingerprint of what they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +137,7 @@ class Counts:
     statuses: Mapping[str, int]
     """... each status, in the order of `STATUSES`; those that do not occur are left out."""
     classes: Mapping[str, int]
-    """... each class, in the model's order."""
+    """... each class, in the model's order. What others wrote into the columns comes last in both."""
     images: Mapping[str, int]
     """... been looked for on each image."""
 
@@ -126,7 +157,11 @@ class Results:
         self._image_paths: tuple[str, ...] = ()
         self._run_id: int | None = None
         self._log_id = self._find_log()
-        columns = ("class_label", "confidence", "status", "valid_fraction", "image", "gsd_m")
+        self._file_id = self._find_file()
+        columns = (
+            *("class_label", "confidence", "status", "reason"),
+            *("valid_fraction", "covered_fraction", "image", "gsd_m"),
+        )
         names = [*(schema.columns[name] for name in columns), *schema.probabilities]
         assignments = ", ".join(f"{quoted(name)} = ?" for name in names)
         self._update = (
@@ -134,12 +169,16 @@ class Results:
         )
 
     @classmethod
-    def open(cls, path: Path) -> Results:
-        """Open an output, complete or not. `OutputError` where it is none, or is not writable."""
+    def open(cls, path: Path, say: Callable[[str], None] | None = None) -> Results:
+        """Open an output, complete or not. `OutputError` where it is none, or is not writable.
+
+        Another program that is writing to it is waited for; `say` is told so.
+        """
         schema = read_schema(path)
         with geopackage.reporting(path):
             database = geopackage.connect(path)
             try:
+                geopackage.wait_for_writers(database, path, say)  # as the change of mode would not
                 # Readers go on reading while a commit is written; FULL: a commit outlives a power cut.
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
@@ -168,12 +207,21 @@ class Results:
             )
             return np.fromiter((fid for (fid,) in rows), dtype=np.int64)
 
-    def retry_unread(self) -> None:
-        """Make rows pending again whose image could not be read: the disk may be back."""
+    def retry(self, *statuses: str) -> None:
+        """Make the rows with these statuses pending again.
+
+        read_error, as the disk may be back; outside_imagery, where there are more images now.
+        """
         status = quoted(self.schema.columns["status"])
+        emptied = ", ".join(
+            f"{quoted(self.schema.columns[name])} = NULL"
+            for name in ("reason", "image", "gsd_m", "valid_fraction", "covered_fraction")
+        )
         with geopackage.reporting(self.path), geopackage.transaction(self._database):
             self._database.execute(
-                f"UPDATE {quoted(self.schema.layer)} SET {status} = 'pending' WHERE {status} = 'read_error'"  # noqa: S608
+                f"UPDATE {quoted(self.schema.layer)} SET {status} = 'pending', {emptied}"  # noqa: S608
+                f" WHERE {status} IN ({', '.join('?' * len(statuses))})",
+                statuses,
             )
 
     def start_run(self, run: RunInfo, images: Sequence[ImageInfo]) -> int:
@@ -181,14 +229,17 @@ class Results:
         self._image_paths = tuple(image.path for image in images)
         with geopackage.reporting(self.path), geopackage.transaction(self._database):
             self._database.executemany(
-                "INSERT INTO edge_images (path, crs, gsd_m, date) VALUES (?, ?, ?, ?)"
+                "INSERT INTO edge_images (path, crs, gsd_m, date, size_bytes, modified, content)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (path) DO UPDATE SET crs = excluded.crs, gsd_m = excluded.gsd_m,"
-                " date = excluded.date",
-                [(image.path, image.crs, image.gsd_metres, image.date) for image in images],
+                " date = excluded.date, size_bytes = excluded.size_bytes, modified = excluded.modified,"
+                " content = excluded.content",
+                [astuple(image) for image in images],
             )
             cursor = self._database.execute(
                 "INSERT INTO edge_runs (model, model_sha256, engine, precision, device, why, versions,"
-                " options, images, columns, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " options, images, columns, footprints, skipped_images, overridden, notes, started)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     run.model,
                     run.model_sha256,
@@ -200,6 +251,10 @@ class Results:
                     _json(dict(run.options)),
                     _json(self._image_paths),
                     _json(dict(self.schema.columns)),
+                    _json({**run.footprints, **_identify_layer(self._database, self.schema)}),
+                    _json(list(run.skipped_images)),
+                    _json(list(run.overridden)),
+                    _json(list(run.notes)),
                     _now(),
                 ),
             )
@@ -210,12 +265,13 @@ class Results:
     def commit(self, rows: ResultRows) -> None:
         """Write rows in one transaction, on disk when this returns; all of them or none.
 
-        Comes after `start_run`, which names the images. `OutputError` where it fails, or where the file
-        no longer has one of the rows.
+        Comes after `start_run`, which names the images. `OutputError` where it fails; `OutputChanged` where
+        the file is no longer in its place, or has lost its log or one of the rows.
         """
         if not len(rows.fids):
             return
         values = self._values(rows)
+        self._insist_on_file()
         if self._find_log() != self._log_id:
             raise OutputChanged(
                 f"{self.path} lost its log to another program, and with it the last results; "
@@ -229,6 +285,21 @@ class Results:
                     "leave them in place, and start again with --overwrite"
                 )
 
+    def _insist_on_file(self) -> None:
+        """SQLite goes on with the file that it opened, wherever that is now."""
+        if self._find_file() != self._file_id:
+            raise OutputChanged(
+                f"{self.path} was moved, removed or replaced while the run went on; its last results may be"
+                " lost: put it back with the -wal file that lay beside it, then --resume goes on"
+            )
+
+    def _find_file(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
     def _find_log(self) -> int | None:
         """Identify the write-ahead log; None where there is none (some network disks allow none)."""
         try:
@@ -241,6 +312,8 @@ class Results:
         classes = self.schema.classes
         if rows.probabilities.shape[1] != len(classes):
             raise ValueError(f"{len(classes)} probabilities wanted, got {rows.probabilities.shape[1]}")
+        if rows.image_index.max(initial=-1) >= len(self._image_paths):
+            raise ValueError(f"{len(self._image_paths)} images were named, got {rows.image_index.max()}")
         ok = rows.class_index >= 0
         rounded = np.where(ok[:, None], rows.probabilities.astype(np.float64).round(DECIMALS), np.nan)
         columns = [_nullable(column) for column in rounded.T]
@@ -248,13 +321,16 @@ class Results:
         labels = [classes[index] if index >= 0 else None for index in rows.class_index.tolist()]
         images = [self._image_paths[index] if index >= 0 else None for index in rows.image_index.tolist()]
         valid = _nullable(rows.valid_fraction.astype(np.float64).round(DECIMALS))
+        covered = _nullable(rows.covered_fraction.astype(np.float64).round(DECIMALS))
         gsd = _nullable(rows.gsd_m)
         return list(
             zip(
                 labels,
                 confidence,
                 rows.status.tolist(),
+                rows.reason.tolist(),
                 valid,
+                covered,
                 images,
                 gsd,
                 *columns,
@@ -270,30 +346,35 @@ class Results:
             groups = self._database.execute(
                 f"SELECT {names}, COUNT(*) FROM {quoted(self.schema.layer)} GROUP BY 1, 2, 3"  # noqa: S608
             ).fetchall()
-        statuses: Counter[str] = Counter()
-        classes: Counter[str | None] = Counter()
+        statuses: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
+        classes: Counter[str | None] = Counter(dict.fromkeys(self.schema.classes, 0))
         images: Counter[str | None] = Counter()
         for status, class_label, image, number in groups:
             statuses[status] += number
             classes[class_label] += number
             images[image] += number
         return Counts(
-            statuses={name: statuses[name] for name in STATUSES if statuses[name]},
-            classes={name: classes[name] for name in self.schema.classes},
+            statuses={name: number for name, number in statuses.items() if number},
+            classes={name: number for name, number in classes.items() if name is not None},
             images={name: number for name, number in images.items() if name is not None},
         )
 
-    def end_run(self, times: Mapping[str, float]) -> Counts:
-        """Record when the run ended, its `times` in seconds by stage, and the counts, which it returns."""
+    def end_run(self, times: Mapping[str, float], drift: Mapping[str, Any] | None = None) -> Counts:
+        """Record when the run ended, its `times` in seconds by stage, and the counts, which it returns.
+
+        `drift` says how far the imagery lies from what the model was calibrated on, JSON values.
+        """
+        self._insist_on_file()
         counts = self.counts()
         now = _now()
         with geopackage.reporting(self.path), geopackage.transaction(self._database):
             self._database.execute(
-                "UPDATE edge_runs SET ended = ?, counts = ?, times = ? WHERE run_id = ?",
+                "UPDATE edge_runs SET ended = ?, counts = ?, times = ?, drift = ? WHERE run_id = ?",
                 (
                     now,
                     _json({"statuses": counts.statuses, "classes": counts.classes}),
                     _json(dict(times)),
+                    None if drift is None else _json(dict(drift)),
                     self._run_id,
                 ),
             )
@@ -345,15 +426,17 @@ def read_schema(path: Path) -> Schema:
     with geopackage.reporting(path), closing(geopackage.connect(path)) as database:
         try:
             row = database.execute("SELECT schema FROM edge_schema").fetchone()
-        except sqlite3.Error as error:
-            if "locked" in str(error):
+        except sqlite3.DatabaseError as error:
+            if not any(word in str(error) for word in ("no such table", "not a database", "malformed")):
                 raise
             raise OutputError(
                 f"{path} is no output of edge-infer ({error}); name one, or use --overwrite"
             ) from error
-    if row is None:
-        raise OutputError(f"{path} does not say what its columns are; start again with --overwrite")
-    return Schema.from_json(row[0])
+        if row is None:
+            raise OutputError(f"{path} does not say what its columns are; start again with --overwrite")
+        schema = Schema.from_json(row[0])
+        schema.insist(geopackage.columns(database, schema.layer), path)
+    return schema
 
 
 def read_last_run(path: Path) -> dict[str, Any] | None:
@@ -368,7 +451,59 @@ def read_last_run(path: Path) -> dict[str, Any] | None:
     if row is None:
         return None
     run = dict(zip(names, row, strict=True))
-    return run | {name: json.loads(run[name]) for name in JSON_COLUMNS if run[name] is not None}
+    try:
+        return run | {name: json.loads(run[name]) for name in JSON_COLUMNS if run[name] is not None}
+    except (KeyError, TypeError, ValueError) as error:
+        raise edited(path, error) from error
+
+
+def edited(path: Path, error: Exception) -> OutputError:
+    """Say that somebody changed what an output says of its runs, found by `error`."""
+    return OutputError(f"{path}: its record of runs was edited ({error!r}); start again with --overwrite")
+
+
+def read_images(path: Path) -> dict[str, ImageInfo]:
+    """Return what an output's `edge_images` says, by path."""
+    with geopackage.reporting(path), closing(geopackage.connect(path)) as database:
+        rows = database.execute(
+            "SELECT path, crs, gsd_m, date, size_bytes, modified, content FROM edge_images"
+        ).fetchall()
+    names = [column.name for column in fields(ImageInfo)]
+    return {row[0]: ImageInfo(**dict(zip(names, row, strict=True))) for row in rows}
+
+
+def read_layer(path: Path) -> dict[str, Any]:
+    """Identify an output's footprints as `edge_runs` has them under `footprints`.
+
+    `layer` is a hash of feature ids and geometries, `count` their number.
+    """
+    schema = read_schema(path)
+    with geopackage.reporting(path), closing(geopackage.connect(path)) as database:
+        return _identify_layer(database, schema)
+
+
+def read_judged_images(path: Path) -> set[str]:
+    """Paths of the images on which rows of an output stand that a resumed run would keep."""
+    schema = read_schema(path)
+    image, status = (quoted(schema.columns[name]) for name in ("image", "status"))
+    with geopackage.reporting(path), closing(geopackage.connect(path)) as database:
+        rows = database.execute(
+            f"SELECT DISTINCT {image} FROM {quoted(schema.layer)}"  # noqa: S608
+            f" WHERE {status} NOT IN ('pending', 'read_error') AND {image} IS NOT NULL"
+        )
+        return {name for (name,) in rows}
+
+
+def _identify_layer(database: sqlite3.Connection, schema: Schema) -> dict[str, Any]:
+    digest, count = hashlib.sha256(), 0
+    fid, geometry = quoted(schema.fid_column), quoted(schema.geometry_column)
+    for number, blob in database.execute(
+        f"SELECT {fid}, {geometry} FROM {quoted(schema.layer)} ORDER BY {fid}"  # noqa: S608
+    ):
+        digest.update(b"%d:%d:" % (number, len(blob or b"")))
+        digest.update(blob or b"")
+        count += 1
+    return {"layer": digest.hexdigest(), "count": count}
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:

@@ -114,7 +114,7 @@ def _windows_on(tile: Tile, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
             f"the tile lies at {origin[:2]} with scales {scale[:2]}; wanted finite, positive scales"
         )
     with np.errstate(all="ignore"):  # what overflows is refused as a window that is not finite
-        # A decoded tile begins at a whole pixel of its own grid. Subtracted as such it leaves no trace, so that a
+        # A decoded tile begins at a whole pixel of its own grid. Subtracted as such it leaves no trace: a
         # window is the same to the last bit whichever tile it is cut from.
         origin = origin / scale
         whole = np.rint(origin)

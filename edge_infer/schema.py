@@ -13,6 +13,7 @@ from edge_infer.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 Status = Literal["ok", "pending", "outside_imagery", "no_data", "too_coarse", "bad_geometry", "read_error"]
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -92,6 +93,17 @@ class Schema:
         """Write the SQL declarations of the result columns, in their order in the table."""
         types = result_columns(self.classes)
         return [f"{quoted(self.columns[name])} {sql_type}" for name, sql_type in types.items()]
+
+    def insist(self, present: Iterable[str], path: Path) -> None:
+        """Raise `OutputError` where the layer of the output `path` has `present` columns only."""
+        wanted = (self.fid_column, self.geometry_column, *self.columns.values())
+        found = {ascii_lower(name) for name in present}
+        missing = [name for name in wanted if ascii_lower(name) not in found]
+        if missing:
+            raise OutputError(
+                f"{path}: its layer {self.layer!r} has lost the columns {', '.join(missing)};"
+                " take a copy that has them, or start again with --overwrite"
+            )
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads."""

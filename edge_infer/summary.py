@@ -11,7 +11,9 @@ from edge_infer.progress import hours, tally
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_infer.drift import Drift
     from edge_infer.engine import EngineFacts
+    from edge_infer.feed import FeedWork
     from edge_infer.results import Counts
 
 
@@ -22,13 +24,38 @@ class RunTimes:
     total: float
     stream: float
     """From the first job to the last commit."""
+    copy: float
+    """Reading the footprints and copying them to the output."""
+    plan: float
+    """Which image and window each footprint has, and which tile."""
     read: float
+    measure: float
+    """How much of each footprint itself is covered."""
     sample: float
+    infer: float
+    """Giving batches to the engine, and waiting for what it makes of them."""
     commit: float
     readers_waited: float
     """For a free place in the ring: reading is faster than the engine."""
     engine_waited: float
     """For a ready batch: the engine is faster than reading."""
+    commits_waited: float
+    """For results to commit: the disk is faster than the engine."""
+    stalled: float
+    """That the engine's thread waited for the disk."""
+
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Seconds at work and waiting of each stage, in the order of the data."""
+        return {
+            "copy": {"busy": self.copy, "waited": 0.0},
+            "plan": {"busy": self.plan, "waited": 0.0},
+            "read": {"busy": self.read, "waited": 0.0},
+            "measure": {"busy": self.measure, "waited": 0.0},
+            "sample": {"busy": self.sample, "waited": 0.0},
+            "queue": {"busy": 0.0, "waited": self.readers_waited},
+            "infer": {"busy": self.infer, "waited": self.engine_waited + self.stalled},
+            "commit": {"busy": self.commit, "waited": self.commits_waited},
+        }
 
 
 @dataclass(slots=True)
@@ -60,14 +87,22 @@ class RunSummary:
     counts: Counts
     skipped_images: tuple[tuple[str, str], ...]
     """Path and reason of images in a folder that could not be used."""
+    overridden: tuple[str, ...]
+    """Differences from the run that was resumed, passed over by --force-resume."""
+    notes: tuple[str, ...]
+    """What to know before the result is trusted."""
     read_failures: tuple[tuple[str, int, str], ...]
     """Path, footprints and first reason of images that could not be read everywhere, in this run."""
     engine: EngineFacts
+    drift: Drift | None
+    """How far the imagery lies from what the model was calibrated on; None where that cannot be told."""
     times: RunTimes
     classified_now: int
     """Footprints classified by this run, not by one that it resumed."""
-    pixels_read: int
-    """Pixels that GDAL handed over, bands counted once."""
+    threads: int
+    """Reader threads."""
+    work: FeedWork
+    """What they did."""
     stopped_by: str | None
     """Signal that ended the run early."""
     one_file: bool
@@ -100,15 +135,25 @@ class RunSummary:
             "statuses": dict(self.counts.statuses),
             "images": dict(self.counts.images),
             "skipped_images": [{"path": path, "reason": reason} for path, reason in self.skipped_images],
+            "overridden": list(self.overridden),
+            "notes": list(self.notes),
             "read_failures": [
                 {"path": path, "footprints": number, "reason": reason}
                 for path, number, reason in self.read_failures
             ],
             "engine": asdict(self.engine),
+            "drift": None if self.drift is None else self.drift.to_json(),
             "seconds": {name: round(seconds, 3) for name, seconds in asdict(self.times).items()},
+            "stages": {
+                stage: {name: round(seconds, 3) for name, seconds in split.items()}
+                for stage, split in self.times.stages().items()
+            },
+            "threads": self.threads,
             "classified_now": self.classified_now,
             "footprints_per_second": round(self.footprints_per_second, 2),
-            "pixels_read": self.pixels_read,
+            "pixels_read": self.work.pixels_read,
+            "bytes_read": self.work.bytes_read,
+            "bytes_copied": self.work.bytes_copied,
             "stopped_by": self.stopped_by,
             "one_file": self.one_file,
         }
@@ -125,8 +170,13 @@ class RunSummary:
             lines.append(f"  not classified: {tally(others)}")
         if others.get("outside_imagery") == sum(statuses.values()):
             lines.append("  no footprint lies on the imagery: check the CRS of both (edge-infer run --help)")
+        lines += [f"  note: {note}" for note in self.notes]
+        if self.drift is not None and (warning := self.drift.warning()):
+            lines.append(f"  warning: {warning}")
+        lines += [f"  resumed in spite of this: {difference}" for difference in self.overridden]
         lines += [
-            f"  not readable for {number:,} footprints, --resume tries again: {reason}"
+            f"  not readable for {number:,} footprints, --resume tries again"
+            f" (--force-resume once the image was replaced): {reason}"
             for _, number, reason in self.read_failures
         ]
         lines += [f"  image skipped: {path}: {reason}" for path, reason in self.skipped_images]
@@ -142,5 +192,8 @@ class RunSummary:
         if self.stopped_early:
             lines.append(f"stopped early by {self.stopped_by}; the same command with --resume goes on")
         if not self.one_file:
-            lines.append("another program has the output open: close it before you copy the file")
+            lines.append(
+                "another program has the output open, so that its -wal and -shm files are still needed: "
+                "close it there, then the same command with --resume makes it one file"
+            )
         return "\n".join(lines)

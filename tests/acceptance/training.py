@@ -26,7 +26,7 @@ from joplin import CLASSES, TILES, edge_infer, write_labelled  # type: ignore[im
 from outlines import outline_shift, pixel_outlines  # type: ignore[import-not-found]
 from PIL import Image
 
-from edge_infer_export.intervals import (
+from edge_infer_export.evaluation.intervals import (
     bootstrap,
     f1_of,
     matrices_by_block,

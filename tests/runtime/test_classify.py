@@ -365,7 +365,7 @@ def test_resume_refuses_another_job(
     bundle, image = make_bundle(), tmp_path / "image.tif"
     run(tmp_path, bundle, image)
     rows = read_rows(tmp_path / "out.gpkg")
-    with pytest.raises(OutputError, match=r"min_valid was 0\.5 and is 0\.9"):
+    with pytest.raises(OutputError, match=r"--min-valid was 0\.5 and is 0\.9"):
         run(tmp_path, bundle, image, resume=True, min_valid=0.9)
     other = ChipContract(
         ground_metres=13, chip_pixels=16, bands=("red", "green", "blue"), coarsest_gsd_metres=2
@@ -394,7 +394,7 @@ def test_resume_refuses_other_images(
     write_checkerboard(folder / "b.tif")
     run(tmp_path, bundle, folder)
     write_checkerboard(folder / "a.tif")
-    with pytest.raises(OutputError, match=r"the images differ in .*a\.tif"):
+    with pytest.raises(OutputError, match=r"image .*a\.tif is new"):
         run(tmp_path, bundle, folder, resume=True)
 
 
@@ -426,7 +426,9 @@ def test_resume_tries_again_what_could_not_be_read(
     assert str(image) in reason
     assert "--resume tries again" in broken.describe()
     image.write_bytes(whole)
-    mended = run(tmp_path, bundle, image, resume=True)
+    with pytest.raises(OutputError, match=rf"image {image} has other content"):
+        run(tmp_path, bundle, image, resume=True)
+    mended = run(tmp_path, bundle, image, force_resume=True)
     assert (mended.exit_code, mended.classified_now) == (0, failed)
     run(tmp_path, bundle, image, out=tmp_path / "at_once.gpkg")
     assert read_rows(tmp_path / "out.gpkg") == read_rows(tmp_path / "at_once.gpkg")
@@ -472,7 +474,7 @@ def test_a_reader_that_dies_ends_the_run_with_its_error(
     make_bundle: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edge_infer.feed.sample", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("edge_infer.cutter.sample", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, make_bundle(), tmp_path / "image.tif")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader-")]
@@ -518,7 +520,9 @@ def test_an_image_is_never_overwritten(
     ("changes", "said"),
     [
         ({"min_valid": float("nan")}, "--min-valid is a share"),
+        ({"min_covered": 1.5}, "--min-covered is a share"),
         ({"resume": True, "overwrite": True}, "give one of them"),
+        ({"force_resume": True, "overwrite": True}, "give one of them"),
         ({"footprints": None, "layer": "a", "where": "b"}, "--layer, --where says something of footprints"),
     ],
 )

@@ -634,7 +634,10 @@ def test_every_status_has_its_reason_and_its_count(tmp_path: Path) -> None:
     assert read_error["status"] == "read_error"
     assert "cannot be read" in read_error["reason"]
     assert str(scene) not in read_error["reason"]  # it stands in the column beside
-    assert (outside["status"], outside["reason"]) == ("outside_imagery", "no image lies under its centre")
+    assert (outside["status"], outside["reason"]) == (
+        "outside_imagery",
+        "no image that can be used lies under its centre, 1 could not be",
+    )
     assert (bad["status"], bad["reason"]) == (
         "bad_geometry",
         "its outline crosses itself near 360001 4100001",

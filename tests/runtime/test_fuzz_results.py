@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_infer.errors import OutputError
+from edge_infer.errors import OutputChanged
 from edge_infer.footprints import read_footprints
 from edge_infer.output import create_output
 from edge_infer.results import DECIMALS, ImageInfo, ResultRows, Results, RunInfo
@@ -146,7 +146,7 @@ def test_rows_are_stored_exactly_or_refused(out: Path, commits: list[dict[str, A
         for values in commits:
             try:
                 results.commit(ResultRows(**values))
-            except (ValueError, OutputError):
+            except (ValueError, OutputChanged):
                 continue
             after |= {int(fid): expected(values, k) for k, fid in enumerate(values["fids"])}
         assert stored(out, names) == after
@@ -184,13 +184,13 @@ def test_a_huge_group_and_none_at_all(out: Path) -> None:
         names = [results.schema.columns[name] for name in COLUMNS]
         before = stored(out, names)
         results.start_run(RUN, IMAGES)
-        with pytest.raises(OutputError, match=f"has lost {count - COUNT} of its footprints"):
+        with pytest.raises(OutputChanged, match=f"has lost {count - COUNT} of its footprints"):
             results.commit(rows(np.arange(1, count + 1)))
         results.commit(rows(np.arange(0)))
         assert stored(out, names) == before
         results.commit(rows(fids))
         after = stored(out, names)
         assert {row[0] for row in after.values()} == {CLASSES[0]}
-    with pytest.raises(OutputError, match="lost its log"):  # it goes with the last that has the file open
+    with pytest.raises(OutputChanged, match="lost its log"):  # it goes with the last that has the file open
         results.commit(rows(fids))
     assert stored(out, names) == after

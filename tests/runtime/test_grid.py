@@ -11,7 +11,14 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.network import is_network_enabled  # type: ignore[attr-defined]
 
 from edge_infer.errors import ImageryError
-from edge_infer.grid import Grid, full_turn, metres_per_pixel, transform_points, unwrap
+from edge_infer.grid import (
+    Grid,
+    full_turn,
+    metres_per_pixel,
+    transform_points,
+    transformation_accuracy,
+    unwrap,
+)
 
 WGS84 = Geod(ellps="WGS84")
 
@@ -153,3 +160,8 @@ def test_a_grid_has_a_place(crs, transform, size, said):
 
 def test_proj_stays_offline():
     assert not is_network_enabled()
+
+
+def test_no_accuracy_where_there_is_no_transformation():
+    """From the Earth to the Moon, and where PROJ tells of none that it used."""
+    assert transformation_accuracy(CRS(4326), CRS.from_user_input("IAU_2015:30100"), 0.0, 0.0) is None

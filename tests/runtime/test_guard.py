@@ -6,10 +6,14 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import affine
 import fiona
 import numpy as np
 import pytest
@@ -17,20 +21,22 @@ import rasterio
 import rasterio.shutil
 import shapely
 import shapely.geometry
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from edge_infer.bundle import write_bundle
 from edge_infer.classify import classify
 from edge_infer.cli import main
 from edge_infer.errors import OutputError
-from edge_infer.fingerprint import SAMPLE_BYTES, fingerprint
+from edge_infer.fingerprint import SAMPLE_BYTES, fingerprint, vector_files
 from edge_infer.footprints import read_footprints
+from edge_infer.guard import begun
+from edge_infer.lock import sole_run
 from edge_infer.output import create_output
 from edge_infer.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from edge_infer.manifest import Manifest
     from edge_infer.summary import RunSummary
@@ -132,7 +138,163 @@ def test_a_look_at_the_footprints_in_a_gis_changes_nothing(job: RunRequest) -> N
     assert done(job, resume=True).overridden == ()
 
 
+def test_a_style_saved_in_the_source_is_the_same(job: RunRequest) -> None:
+    assert job.footprints is not None
+    with closing(sqlite3.connect(job.footprints)) as database, database:
+        database.execute("CREATE TABLE layer_styles (id INTEGER PRIMARY KEY, styleQML TEXT)")
+        database.execute("INSERT INTO layer_styles (styleQML) VALUES ('red')")
+    assert done(job, resume=True).overridden == ()
+
+
+def test_an_option_that_says_what_is_so_anyway_is_the_same(job: RunRequest) -> None:
+    said = {"layer": "houses", "imagery_crs": "EPSG:32615", "precision": "fp32"}
+    assert done(job, resume=True, **said).overridden == ()
+
+
+def test_what_others_put_into_a_folder_of_footprints_is_none(job: RunRequest, tmp_path: Path) -> None:
+    folder = tmp_path / "town"
+    folder.mkdir()
+    write_houses(folder / "houses.shp", driver="ESRI Shapefile")
+    inside: dict[str, Any] = {"footprints": folder, "out": folder / "out.gpkg"}
+    done(job, **inside)
+    (folder / "houses.qpj").write_text("QGIS")
+    assert done(job, resume=True, **inside).overridden == ()
+    write_houses(folder / "houses.shp", driver="ESRI Shapefile", name="edited")
+    assert "have other content" in refusal(replace(job, **inside))
+
+
+def test_an_image_that_nothing_stands_on_may_be_replaced(job: RunRequest) -> None:
+    """A torn tile that was copied again."""
+    b = job.imagery[0] / "b.tif"
+    whole = b.read_bytes()
+    b.write_bytes(whole[:-60_000])
+    torn = done(job, overwrite=True)
+    assert (torn.exit_code, torn.counts.statuses) == (3, {"ok": 2, "read_error": 1})
+    b.write_bytes(whole)
+    mended = done(job, resume=True)
+    assert (mended.counts.statuses, mended.classified_now) == ({"ok": 3}, 1)
+
+
 # ---- what is not
+
+
+@pytest.mark.parametrize("suffix", [".tfw", ".msk"])
+def test_a_side_file_that_moves_or_masks_an_image(job: RunRequest, suffix: str) -> None:
+    b = job.imagery[0] / "b.tif"
+    with pytest.warns(NotGeoreferencedWarning):
+        write_image(b, level=90, place=1, transform=None)
+    place = from_origin(WEST + 100, NORTH, 0.5, 0.5)
+    side = b.with_suffix(".tfw")
+    side.write_text(affine.dumpsw(place))
+    done(job, overwrite=True)
+    assert done(job, resume=True).overridden == ()
+    if suffix == ".tfw":
+        side.write_text(affine.dumpsw(place * place.translation(1, 0)))
+    else:
+        with rasterio.open(
+            f"{b}.msk", "w", driver="GTiff", width=200, height=200, count=1, dtype="uint8", transform=place
+        ) as mask:
+            mask.write(np.full((1, 200, 200), 255, np.uint8))
+    assert f"image {b} has other content" in refusal(job)
+
+
+EDITS = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+for name in ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY"):
+    database.create_function(name, 1, lambda _: 1)
+database.execute("PRAGMA journal_mode = WAL")
+database.execute("PRAGMA wal_autocheckpoint = 0")
+for name in ("edited", "house"):
+    database.execute("UPDATE houses SET name = ? WHERE fid = 2", (name,))
+    print(name, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_edits_that_are_still_in_the_log(job: RunRequest) -> None:
+    """Another program, QGIS say, has the footprints open."""
+    assert job.footprints is not None
+    with subprocess.Popen(
+        [sys.executable, "-c", EDITS, str(job.footprints)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as editor:
+        assert editor.stdin is not None
+        assert editor.stdout is not None
+        assert editor.stdout.readline() == "edited\n"
+        before = job.footprints.read_bytes()
+        with pytest.raises(OutputError, match="have other content"):
+            done(job, resume=True)
+        editor.stdin.write("\n")
+        editor.stdin.flush()
+        assert editor.stdout.readline() == "house\n"
+        assert done(job, resume=True).overridden == ()
+        assert job.footprints.read_bytes() == before
+        editor.communicate("\n", timeout=20)
+
+
+def test_what_a_virtual_source_points_to(job: RunRequest, tmp_path: Path) -> None:
+    source, table = tmp_path / "houses.vrt", tmp_path / "houses.csv"
+    square = f"POLYGON (({WEST + 20} {NORTH - 50}, {WEST + 29} {NORTH - 50}, {WEST + 29} {NORTH - 41}, "
+    table.write_text(f'id,place\n1,"{square}{WEST + 20} {NORTH - 50}))"\n')
+    source.write_text(
+        '<OGRVRTDataSource><OGRVRTLayer name="houses">'
+        '<SrcDataSource relativeToVRT="1">houses.csv</SrcDataSource>'
+        '<LayerSRS>EPSG:32615</LayerSRS><GeometryField encoding="WKT" field="place"/></OGRVRTLayer>'
+        "</OGRVRTDataSource>"
+    )
+    done(job, footprints=source, overwrite=True)
+    assert done(job, footprints=source, resume=True).overridden == ()
+    table.with_suffix(".csvt").write_text('"Real","String"\n')
+    assert "have other content" in refusal(job, footprints=source)
+    table.with_suffix(".csvt").unlink()
+    table.write_text(table.read_text().replace("1,", "2,", 1))
+    assert "have other content" in refusal(job, footprints=source)
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM houses WHERE fid = 3", "INSERT INTO houses (fid) VALUES (4)"])
+def test_a_last_row_that_was_lost_or_gained_is_refused_for_good(job: RunRequest, sql: str) -> None:
+    with closing(sqlite3.connect(job.out)) as database, database:
+        for name in ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY"):
+            database.create_function(name, 1, lambda _: 1)
+        database.execute(sql)
+    for option in ("resume", "force_resume"):
+        with pytest.raises(
+            OutputError, match=r"had 3 footprints when its run began and has [24]; bring back"
+        ):
+            done(job, **{option: True})
+
+
+def test_an_image_that_was_skipped_and_is_mended(job: RunRequest) -> None:
+    b = job.imagery[0] / "b.tif"
+    whole = b.read_bytes()
+    b.write_bytes(whole[:100])
+    assert done(job, overwrite=True).counts.statuses == {"ok": 2, "outside_imagery": 1}
+    with fiona.open(job.out) as rows:
+        assert [row.properties["reason"] for row in rows] == [
+            None, None, "no image that can be used lies under its centre, 1 could not be",
+        ]  # fmt: skip
+    b.write_bytes(whole)
+    assert f"image {b} is new, as it could not be used then" in refusal(job)
+    mended = done(job, force_resume=True)
+    assert (mended.counts.statuses, mended.classified_now) == ({"ok": 3}, 1)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM edge_images",
+        "UPDATE edge_runs SET options = '{'",
+        "UPDATE edge_runs SET footprints = '{}'",
+        "UPDATE edge_runs SET images = '3'",
+    ],
+)
+def test_a_record_that_was_edited(job: RunRequest, sql: str) -> None:
+    with closing(sqlite3.connect(job.out)) as database, database:
+        database.execute(sql)
+    assert "its record of runs was edited (" in refusal(job)
 
 
 def test_every_difference_is_named_at_once(
@@ -235,6 +397,61 @@ def test_another_precision(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+# ---- whose output it is
+
+
+def test_what_is_there_is_looked_at_under_the_lock(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another run may make the output between the look and the lock, and this one replace it."""
+    looked = []
+
+    def look(out: Path) -> bool:
+        with pytest.raises(OutputError, match="another run is writing"), sole_run(out):
+            pass
+        looked.append(out)
+        return begun(out)
+
+    monkeypatch.setattr("edge_infer.classify.begun", look)
+    done(job, resume=True)
+    assert looked == [job.out]
+
+
+def test_an_output_behind_a_link(job: RunRequest, tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "real.gpkg", tmp_path / "link.gpkg"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    done(job, out=link)
+    before = real.stat().st_ino
+    with sole_run(real), pytest.raises(OutputError, match="another run is writing"):
+        done(job, out=link, resume=True)
+    done(job, out=link, overwrite=True)
+    assert link.is_symlink()
+    assert real.stat().st_ino != before
+    assert done(job, out=link, resume=True).classified_now == 0
+    assert [path.name for path in real.parent.iterdir()] == [real.name]
+
+
+def test_the_outlines_of_images_need_no_other_place(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(job.out / "none"))
+    out = job.out.with_name("images.gpkg")
+    assert done(job, footprints=None, out=out).counts.statuses == {"ok": 2}
+    assert [path.name for path in out.parent.glob("images.gpkg*")] == [out.name]
+
+
+def test_nobody_listens(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [
+        *("run", "--model", str(job.bundle), "--imagery", str(job.imagery[0]), "--out", str(job.out)),
+        *("--footprints", str(job.footprints)),
+    ]
+    for options, code in ((("--overwrite",), 0), (("--min-valid", "0.4", "--resume"), 2)):
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr("sys.stdout", full)
+            monkeypatch.setattr("sys.stderr", full)
+            with pytest.raises(SystemExit) as ended:
+                main([*command, *options])
+        assert ended.value.code == code
+    assert last_run(job.out)["ended"]
+
+
 # ---- in spite of it
 
 
@@ -331,3 +548,17 @@ def test_a_fingerprint_sees_the_size_the_start_the_middle_and_the_end(tmp_path: 
     path.write_bytes(content)
     assert fingerprint([path.rename(tmp_path / "copy.TIF")]) == first
     assert fingerprint([path]) is None
+
+
+def test_the_parts_of_a_shapefile_in_a_folder_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_houses(tmp_path / "houses.shp", driver="ESRI Shapefile")
+
+    def fail(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    monkeypatch.setattr(os, "scandir", fail)
+    names = {path.name for path in vector_files(source)}
+    assert names == {f"houses{suffix}" for suffix in (".shp", ".shx", ".dbf", ".prj", ".cpg")}

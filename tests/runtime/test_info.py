@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -131,8 +132,10 @@ def test_evaluation_of_a_bundle(tmp_path, make_manifest):
     name=st.sampled_from(sorted(EVALUATION)),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.just(10**400) | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=2)
-        | st.dictionaries(st.sampled_from(["value", "low", "damaged", "chips"]), inner, max_size=2),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(st.sampled_from(["value", "low", "damaged", "chips"]), inner, max_size=2)
+        ),
         max_leaves=4,
     ),
 )
@@ -178,6 +181,40 @@ def test_output_that_no_run_has_touched(output):
     assert facts["statuses"] == {"pending": 3}
     assert facts["runs"] == []
     assert describe_lines(facts)
+
+
+def test_a_link_to_an_output_that_is_being_written(output, tmp_path):
+    link = tmp_path / "elsewhere" / "link.gpkg"
+    link.parent.mkdir()
+    link.symlink_to(output)
+    with Results.open(output) as results:
+        fill(results)
+        assert describe_file(link)["statuses"] == {"no_data": 1, "ok": 1, "pending": 1}
+
+
+def test_an_edit_that_was_cut_short_is_not_shown(output, tmp_path):
+    """Another program was killed after it wrote half an edit into the file, whose undoing lies beside it."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with closing(sqlite3.connect(output, isolation_level=None)) as editor:
+        editor.execute("PRAGMA cache_size = 1")
+        editor.execute("BEGIN")
+        editor.execute("UPDATE edge_schema SET schema = 'half an edit'")
+        editor.execute("CREATE TABLE large AS SELECT randomblob(1000000)")
+        for suffix in ("", "-journal"):
+            shutil.copy(f"{output}{suffix}", folder)
+    assert b"half an edit" in (folder / output.name).read_bytes()
+    with pytest.raises(
+        Refused, match=r"left classified\.gpkg-journal; open it in a place that can be written to"
+    ):
+        describe_file(folder / output.name)
+
+
+def test_a_column_that_was_dropped(output):
+    with closing(sqlite3.connect(output)) as database, database:
+        database.execute("ALTER TABLE houses DROP COLUMN edge_status")
+    with pytest.raises(Refused, match="has lost the columns edge_status"):
+        describe_file(output)
 
 
 def test_no_such_file(tmp_path):

@@ -97,6 +97,51 @@ def test_a_disk_that_fills_up(
     assert any(status == 4 and committed for status, committed in seen)
 
 
+READ_ONLY = """
+import json, shutil, subprocess, sys
+from importlib import import_module
+from pathlib import Path
+run_all = import_module("warm_runs").run_all
+folder, logs, *outs = map(Path, sys.argv[1:])
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+for out in outs:
+    shutil.copy(out, folder)
+subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+print(json.dumps(run_all(json.load(sys.stdin), 2, 25, logs)))
+"""
+
+
+def test_a_disk_that_is_read_only(
+    tmp_path: Path, town: Any, mounts: list[str], run_warm: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """A run that was killed, on a disk that was mounted read-only afterwards."""
+    killed, disk, logs = town.folder / "killed.gpkg", tmp_path / "disk", tmp_path / "read-only"
+    disk.mkdir()
+    logs.mkdir()
+    strike = {
+        "signal": signal.SIGKILL,
+        "point": "edge_infer.results:Results.commit",
+        "call": 5,
+        "after": True,
+    }
+    assert run_warm([town.case(killed, strikes=[strike])])[0]["status"] == -signal.SIGKILL
+    out = disk / killed.name
+    cases = [*(town.case(out, *option) for option in ((), ("--resume",), ("--overwrite",)))]
+    cases.append({"arguments": ["info", str(out)]})
+    script = [sys.executable, "-c", READ_ONLY, disk, logs, killed, f"{killed}-wal"]
+    told = subprocess.run(
+        [*mounts, *map(str, script)],
+        input=json.dumps(cases), stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    for outcome in json.loads(told.stdout):
+        assert outcome["status"] == 2, outcome
+        assert len(outcome["stderr"].splitlines()) == 1
+        assert "overwrite" not in outcome["stderr"]  # there are results in it
+    *runs, info = json.loads(told.stdout)
+    assert all("not writable" in run["stderr"] or "is read-only" in run["stderr"] for run in runs)
+    assert "left killed.gpkg-wal; open it in a place that can be written to" in info["stderr"]
+
+
 def test_a_file_that_may_not_grow(town: Any, run_warm: Callable[..., list[dict[str, Any]]]) -> None:
     """Another disk that is full, one that can be had without mounting."""
     reference = town.folder / "whole.gpkg"

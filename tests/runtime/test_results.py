@@ -9,7 +9,9 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import fiona
 import numpy as np
@@ -18,14 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_infer.errors import OutputError
+from edge_infer.errors import OutputChanged, OutputError
 from edge_infer.footprints import read_footprints
 from edge_infer.output import create_output
 from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo, read_last_run, read_schema
-from edge_infer.schema import STATUSES, quoted
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from edge_infer.schema import STATUSES, UNREASONED, quoted
 
 CLASSES = ("destroyed", "no visible damage", 'it\'s "odd"')
 IMAGES = [
@@ -87,7 +86,9 @@ def ok_rows(fids: list[int]) -> ResultRows:
         class_index=probabilities.argmax(axis=1),
         probabilities=probabilities,
         status=np.full(count, "ok"),
+        reason=np.full(count, None, dtype=object),
         valid_fraction=np.full(count, 1, dtype=np.float32),
+        covered_fraction=np.full(count, 1, dtype=np.float32),
         image_index=np.arange(count) % 2,
         gsd_m=np.full(count, 0.5),
     )
@@ -100,7 +101,9 @@ def failed_rows(fids: list[int], status: str) -> ResultRows:
         class_index=np.full(count, -1),
         probabilities=np.zeros((count, len(CLASSES)), np.float32),
         status=np.full(count, status),
+        reason=np.full(count, f"there is a reason for {status}", dtype=object),
         valid_fraction=np.full(count, np.nan, dtype=np.float32),
+        covered_fraction=np.full(count, np.nan, dtype=np.float32),
         image_index=np.full(count, -1),
         gsd_m=np.full(count, np.nan),
     )
@@ -142,11 +145,14 @@ def test_what_is_committed_is_what_fiona_reads(out: Path) -> None:
             "confidence": max(p),
             **{f"p_{name}": value for name, value in zip(CLASSES, p, strict=True)},
             "edge_status": "ok",
+            "reason": None,
             "valid_fraction": 1.0,
+            "covered_fraction": 1.0,
             "image": IMAGES[k % 2].path,
             "gsd_m": 0.5,
         }
     assert features[2].properties["edge_status"] == "no_data"
+    assert features[2].properties["reason"] == "there is a reason for no_data"
     assert features[2].properties["confidence"] is None
     assert features[5].properties["edge_status"] == "pending"
     assert statuses(out) == {"ok": 3, "no_data": 2, "pending": COUNT - 5}
@@ -174,15 +180,83 @@ def test_a_log_that_was_taken_away_is_noticed(out: Path, begun: bool) -> None:
         read_footprints(out)
         if not begun:
             results.start_run(RUN, IMAGES)
-        with pytest.raises(OutputError, match="lost its log to another program"):
+        with pytest.raises(OutputChanged, match="lost its log to another program"):
             results.commit(ok_rows([2]))
     assert statuses(out).get("ok", 0) == int(begun)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_moved_is_noticed(out: Path, replaced: bool) -> None:
+    copy = Path(shutil.copy(out, out.with_name("copy.gpkg")))
+    with Results.open(out) as results:
+        results.start_run(RUN, IMAGES)
+        results.commit(ok_rows([1]))
+        out.rename(out.with_name("moved.gpkg"))
+        if replaced:
+            copy.rename(out)
+        for step in (lambda: results.commit(ok_rows([2])), lambda: results.end_run({})):
+            with pytest.raises(OutputChanged, match="was moved, removed or replaced") as caught:
+                step()
+            assert caught.value.exit_code == 1
+
+
+def test_rows_to_be_tried_again_are_empty(out: Path) -> None:
+    with Results.open(out) as results:
+        results.start_run(RUN, IMAGES)
+        rows = ok_rows([1, 2, 3])
+        status = np.array(["ok", "read_error", "outside_imagery"], object)
+        reason = np.array([None, "torn", "beside it"], object)
+        places = np.array([0, -1, -1])
+        results.commit(replace(rows, status=status, reason=reason, class_index=places))
+        results.retry("read_error")
+        assert results.pending_rows()[:1].tolist() == [2]
+        results.retry("outside_imagery")
+        assert results.pending_rows().tolist() == list(range(2, COUNT + 1))
+        assert results.finish()
+    with fiona.open(out) as rows_left:
+        for row in list(rows_left)[1:3]:
+            names = ("reason", "image", "gsd_m", "valid_fraction", "covered_fraction")
+            assert [row.properties[name] for name in names] == [None] * 5
+
+
+def test_what_others_wrote_is_counted(out: Path) -> None:
+    with Results.open(out) as results:
+        results.start_run(RUN, IMAGES)
+        results.commit(ok_rows([1]))
+        schema = results.schema
+        results._database.execute(
+            f"UPDATE {quoted(schema.layer)} SET {quoted(schema.columns['status'])} = 'seen',"
+            f" {quoted(schema.columns['class_label'])} = 'mine' WHERE fid <= 2"
+        )
+        counts = results.counts()
+    assert counts.statuses == {"pending": COUNT - 2, "seen": 2}
+    assert counts.classes == {**dict.fromkeys(CLASSES, 0), "mine": 2}
+
+
+def test_who_is_waited_for_is_told(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_infer.geopackage.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("edge_infer.geopackage.LOCK_WAIT_SECONDS", 0.2)
+    told: list[str] = []
+    with closing(sqlite3.connect(out, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutputError, match="is locked by another program; close it there"):
+            Results.open(out, told.append)
+    assert told == [f"{out} is locked by another program; waiting for 0.2 s at most"]
+    with Results.open(out, told.append):
+        assert len(told) == 1
+
+
+def test_a_lost_column_is_named(out: Path) -> None:
+    with closing(sqlite3.connect(out)) as database, database:
+        database.execute("ALTER TABLE houses DROP COLUMN reason")
+    with pytest.raises(OutputError, match="has lost the columns reason; take a copy"):
+        read_schema(out)
 
 
 def test_a_commit_is_all_or_nothing(out: Path) -> None:
     with Results.open(out) as results:
         results.start_run(RUN, IMAGES)
-        with pytest.raises(OutputError, match="has lost 1 of its footprints"):
+        with pytest.raises(OutputChanged, match="has lost 1 of its footprints"):
             results.commit(ok_rows([1, 2, COUNT + 1]))
         assert len(results.pending_rows()) == COUNT
         results.commit(ok_rows([]))
@@ -227,8 +301,8 @@ for start in range(0, len(fids), 10):
     part = fids[start : start + 10]
     k = len(part)
     results.commit(ResultRows(
-        part, np.zeros(k, np.int64), np.full((k, 3), 1 / 3, np.float32), np.full(k, "ok"),
-        np.ones(k, np.float32), np.full(k, -1), np.ones(k)))
+        part, np.zeros(k, np.int64), np.full((k, 3), 1 / 3, np.float32), np.full(k, "ok"), np.full(k, None),
+        np.ones(k, np.float32), np.ones(k, np.float32), np.full(k, -1), np.ones(k)))
     print(start, flush=True)
 """
 
@@ -336,12 +410,16 @@ def any_rows(draw: st.DrawFn) -> ResultRows:
     class_index = draw(hnp.arrays(np.int64, count, elements=st.integers(-1, known - 1)))
     failures = st.sampled_from([status for status in STATUSES if status != "ok"])
     shares = st.floats(0, 1, width=32) | st.just(float("nan"))
+    status = np.array(["ok" if index >= 0 else draw(failures) for index in class_index], dtype=object)
+    reasons = [None if one in UNREASONED else draw(st.text(max_size=20)) for one in status]
     return ResultRows(
         fids=np.array(fids, dtype=np.int64),
         class_index=class_index,
         probabilities=draw(hnp.arrays(np.float32, (count, known), elements=st.floats(0, 1, width=32))),
-        status=np.array(["ok" if index >= 0 else draw(failures) for index in class_index], dtype=object),
+        status=status,
+        reason=np.array(reasons, dtype=object),
         valid_fraction=draw(hnp.arrays(np.float32, count, elements=shares)),
+        covered_fraction=draw(hnp.arrays(np.float32, count, elements=shares)),
         image_index=draw(hnp.arrays(np.int64, count, elements=st.integers(-1, 1))),
         gsd_m=draw(hnp.arrays(np.float64, count, elements=st.floats(0.01, 100) | st.just(float("nan")))),
     )
@@ -356,18 +434,23 @@ def test_any_rows_come_back(out: Path, rows: ResultRows) -> None:
         results.commit(rows)
         names = [
             *(results.schema.columns[name] for name in ("status", "class_label", "confidence", "image")),
-            *(results.schema.columns[name] for name in ("valid_fraction", "gsd_m")),
+            *(
+                results.schema.columns[name]
+                for name in ("reason", "valid_fraction", "covered_fraction", "gsd_m")
+            ),
             *results.schema.probabilities,
         ]
     sql = f"SELECT {', '.join(map(quoted, names))} FROM houses WHERE fid = ?"
     with closing(sqlite3.connect(out)) as database:
         for k, fid in enumerate(rows.fids.tolist()):
-            status, label, confidence, image, valid, gsd, *p = database.execute(sql, (fid,)).fetchone()
+            status, label, confidence, image, reason, valid, covered, gsd, *p = database.execute(
+                sql, (fid,)
+            ).fetchone()
             index = int(rows.class_index[k])
-            assert status == rows.status[k]
+            assert (status, reason) == (rows.status[k], rows.reason[k])
             assert image == (IMAGES[rows.image_index[k]].path if rows.image_index[k] >= 0 else None)
-            known = [rows.valid_fraction[k], rows.gsd_m[k]]
-            np.testing.assert_allclose(np.array([valid, gsd], dtype=float), known, atol=1e-6)
+            known = [rows.valid_fraction[k], rows.covered_fraction[k], rows.gsd_m[k]]
+            np.testing.assert_allclose(np.array([valid, covered, gsd], dtype=float), known, atol=1e-6)
             if index < 0:
                 assert [label, confidence, *p] == [None] * (2 + len(CLASSES))
             else:
@@ -381,6 +464,7 @@ def test_any_rows_come_back(out: Path, rows: ResultRows) -> None:
         ({"status": np.array(["ok", "fine", "ok"])}, "status must be one of"),
         ({"status": np.array(["ok", "no_data", "ok"])}, "exactly if its status is ok"),
         ({"class_index": np.array([0, -1, 1])}, "exactly if its status is ok"),
+        ({"reason": np.array([None, "none", None])}, "neither ok nor pending"),
         ({"gsd_m": np.zeros(2)}, r"gsd_m must have shape \(3,\), got \(2,\)"),
         ({"probabilities": np.zeros((2, 3), np.float32)}, "must have 3 rows, got 2"),
     ],
@@ -395,10 +479,7 @@ def test_rows_that_do_not_fit_together_are_refused(change: dict[str, Any], said:
 def test_probabilities_of_another_model_are_refused(out: Path) -> None:
     rows = ok_rows([1])
     assert rows.probabilities is not None
-    other = ResultRows(
-        rows.fids, rows.class_index, rows.probabilities[:, :2], rows.status, rows.valid_fraction,
-        rows.image_index, rows.gsd_m,
-    )  # fmt: skip
+    other = replace(rows, probabilities=rows.probabilities[:, :2])
     with Results.open(out) as results, pytest.raises(ValueError, match="3 probabilities wanted, got 2"):
         results.commit(other)
 

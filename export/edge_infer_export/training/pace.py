@@ -25,7 +25,7 @@ class Pace:
         Args:
             say: is given every line.
             steps: of the whole training.
-            done: of them, before this session.
+            done: of them, before this start.
             batch: chips in a step.
             bar: draw a bar on standard error.
 
@@ -68,11 +68,11 @@ class Pace:
             self._bar.close()
 
     def seconds(self) -> float:
-        """Since the start of this session, above 0."""
+        """Since this start, above 0."""
         return max(time.monotonic() - self._started, 1e-9)
 
     def chips_per_second(self) -> float:
-        """Chips learned from in this session, over all the time it took, validation included."""
+        """Chips learned from since this start, over all the time it took, validation included."""
         return (self._done - self._first) * self._batch / self.seconds()
 
     def left(self) -> float:

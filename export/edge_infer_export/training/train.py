@@ -102,11 +102,11 @@ class Trained:
     device: str
     precision: str
     chips_per_second: float
-    """Learned from, validation and waiting included, in this session."""
+    """Learned from, validation and waiting included, since this start."""
     wait_share: float
-    """Part of this session's time that the network waited for chips."""
+    """Part of the time since this start that the network waited for chips."""
     seconds: float
-    """Of this session."""
+    """Since this start."""
 
 
 def train(
