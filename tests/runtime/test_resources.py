@@ -220,6 +220,24 @@ def test_another_writer_is_waited_for_and_then_named(
     assert every_value(out) == every_value(reference)
 
 
+def test_a_slow_disk_costs_time_and_nothing_else(
+    town: Any, run_warm: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """Each commit of four footprints takes 20 ms, and only four may wait: the engine waits for the disk."""
+    reference, out = town.folder / "whole.gpkg", town.folder / "out.gpkg"
+    slow = replace(town, group=4)
+    commit = "edge_infer.results:Results.commit"
+    delays = [{"signal": 0, "point": commit, "call": call} for call in range(1, 101)]
+    stop = {"signal": signal.SIGTERM, "point": commit, "call": 40, "after": True}
+    whole, stopped = run_warm([town.case(reference), slow.case(out, strikes=[*delays, stop])])
+    assert (whole["status"], stopped["status"]) == (0, 4), stopped["stderr"]
+    with closing(sqlite3.connect(out)) as database:
+        assert 0 < done(database) < town.count
+    (ended,) = run_warm([slow.case(out, "--resume", strikes=delays)])
+    assert ended["status"] == 0, ended["stderr"]
+    assert every_value(out) == every_value(reference)
+
+
 def done(database: sqlite3.Connection) -> int:
     return int(database.execute("SELECT count(*) FROM houses WHERE status != 'pending'").fetchone()[0])
 
