@@ -81,7 +81,7 @@ def _build(
     from edge_infer.device.cuda import CudaDevice
     from edge_infer.device.gpu import probe_gpu
     from edge_infer.engine import GpuOptions
-    from edge_infer.engine.tensorrt.library import load_tensorrt
+    from edge_infer.engine.tensorrt.bindings import load_tensorrt
     from edge_infer.engine.tensorrt.plans import largest_that_fits, ready_plan
     from edge_infer.engine.tensorrt.runtime import DEFAULT_BATCH, make_meter
 
@@ -124,7 +124,7 @@ def _list(plans: PlanCache, bundle: Bundle | None, *, as_json: bool) -> None:
 def _prune(plans: PlanCache, bundle: Bundle | None, *, as_json: bool) -> None:
     from edge_infer.device.gpu import probe_gpu
     from edge_infer.engine.tensorrt import inventory
-    from edge_infer.engine.tensorrt.library import load_tensorrt
+    from edge_infer.engine.tensorrt.bindings import load_tensorrt
     from edge_infer.errors import OutputError
 
     gpu = probe_gpu()

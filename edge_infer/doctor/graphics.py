@@ -101,7 +101,7 @@ def _driver(machine: Machine) -> tuple[GpuFacts | None, list[Finding]]:
 
 
 def _tensorrt(machine: Machine, facts: GpuFacts | None, found: list[str]) -> Iterator[Finding]:
-    from edge_infer.engine.tensorrt.library import load_tensorrt
+    from edge_infer.engine.tensorrt.bindings import load_tensorrt
 
     there = find_spec("tensorrt") is not None
     try:

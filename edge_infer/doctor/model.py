@@ -186,7 +186,7 @@ def _open_plan(bundle: Bundle, cache: PlanCache, record: PlanRecord, facts: GpuF
     """Load a plan as it is, where `open_engine` would build another in place of one that is refused."""
     from edge_infer.device.cuda import CudaDevice
     from edge_infer.engine import GpuOptions
-    from edge_infer.engine.tensorrt.library import load_tensorrt
+    from edge_infer.engine.tensorrt.bindings import load_tensorrt
     from edge_infer.engine.tensorrt.runtime import TensorRtEngine
 
     found = cache.find(record.key, record.model)

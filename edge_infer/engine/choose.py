@@ -80,8 +80,8 @@ def _open_tensorrt(
 ) -> Engine:
     """Open it for the largest batch that fits, from the one asked for down by halves."""
     from edge_infer.device.cuda import CudaDevice
+    from edge_infer.engine.tensorrt.bindings import load_tensorrt
     from edge_infer.engine.tensorrt.cache import PlanRefusedError
-    from edge_infer.engine.tensorrt.library import load_tensorrt
     from edge_infer.engine.tensorrt.plans import ReadyPlan, largest_that_fits, ready_plan
     from edge_infer.engine.tensorrt.runtime import DEFAULT_BATCH, TensorRtEngine, make_meter
 

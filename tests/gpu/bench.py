@@ -117,7 +117,7 @@ class Bench:
     """The parts, each until the time is over."""
 
     def __init__(self, model: Path, out: Path, until: float) -> None:
-        from edge_infer.engine.tensorrt.library import load_tensorrt
+        from edge_infer.engine.tensorrt.bindings import load_tensorrt
 
         self.model, self.out, self.until = model, out, until
         self.bundle = open_bundle(model)

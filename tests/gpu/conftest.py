@@ -88,7 +88,7 @@ def open_engine(
     bundle: Bundle, make_plan: Callable[..., ReadyPlan]
 ) -> Callable[..., closing[TensorRtEngine]]:
     """Open an engine, to be used in a `with`; its end closes the device too."""
-    from edge_infer.engine.tensorrt.library import load_tensorrt
+    from edge_infer.engine.tensorrt.bindings import load_tensorrt
     from edge_infer.engine.tensorrt.runtime import TensorRtEngine
 
     def open_it(precision: Precision = "int8", *, batch: int = BATCH, **options) -> closing[TensorRtEngine]:

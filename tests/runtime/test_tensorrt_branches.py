@@ -12,8 +12,8 @@ from unittest.mock import MagicMock, call
 import pytest
 
 from edge_infer.engine.tensorrt import builder as builder_module
+from edge_infer.engine.tensorrt.bindings import TensorRt
 from edge_infer.engine.tensorrt.builder import BuildRequest, build_plan
-from edge_infer.engine.tensorrt.library import TensorRt
 from edge_infer.engine.tensorrt.messages import MOST_MESSAGES, Message, Messages, collected
 from edge_infer.engine.tensorrt.network import parse_network
 from edge_infer.errors import EngineError

@@ -18,7 +18,7 @@ import torch
 
 from edge_infer.bundle import open_bundle, write_bundle
 from edge_infer.device.gpu import GpuFacts
-from edge_infer.engine.tensorrt.library import load_tensorrt
+from edge_infer.engine.tensorrt.bindings import load_tensorrt
 from edge_infer.manifest import ChipContract, Manifest
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import insert_qdq
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_infer.bundle import Bundle
-    from edge_infer.engine.tensorrt.library import TensorRt
+    from edge_infer.engine.tensorrt.bindings import TensorRt
 
 SMALL, LARGE = ((1, 2, 1, 1), 8, 32), ((3, 4, 6, 3), 64, 224)
 """Blocks, width and chip side: a network that builds in a blink, and ResNet34 at 224 pixels."""

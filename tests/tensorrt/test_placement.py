@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_infer.engine.tensorrt.library import TensorRt
+    from edge_infer.engine.tensorrt.bindings import TensorRt
 
 
 def parsed(library: TensorRt, content: bytes):

@@ -15,8 +15,8 @@ import pytest
 
 from edge_infer.device.cuda import GpuMemoryError
 from edge_infer.engine.tensorrt import plans as plans_module
+from edge_infer.engine.tensorrt.bindings import load_tensorrt
 from edge_infer.engine.tensorrt.cache import PlanRefusedError
-from edge_infer.engine.tensorrt.library import load_tensorrt
 from edge_infer.engine.tensorrt.plans import ready_plan
 from edge_infer.errors import EngineError
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edge_infer.device.gpu import GpuFacts
     from edge_infer.engine import Precision
-    from edge_infer.engine.tensorrt.library import TensorRt
+    from edge_infer.engine.tensorrt.bindings import TensorRt
 
 HEARTBEAT_SECONDS = 10.0
 LEAST_WORKSPACE_BYTES = 256 << 20

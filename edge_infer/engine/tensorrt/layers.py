@@ -19,7 +19,7 @@ from edge_infer.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_infer.engine.tensorrt.library import TensorRt
+    from edge_infer.engine.tensorrt.bindings import TensorRt
 
 _KINDS = (
     ("int8", "int8"),

@@ -8,7 +8,7 @@ from edge_infer.engine.tensorrt.messages import collected, shared_logger
 from edge_infer.errors import EngineError
 
 if TYPE_CHECKING:
-    from edge_infer.engine.tensorrt.library import TensorRt
+    from edge_infer.engine.tensorrt.bindings import TensorRt
 
 INPUT, OUTPUT = "chips", "probabilities"
 

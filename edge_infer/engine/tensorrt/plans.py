@@ -18,6 +18,7 @@ from edge_infer.engine.tensorrt.auto import (
     read_decision,
     write_decision,
 )
+from edge_infer.engine.tensorrt.bindings import load_tensorrt
 from edge_infer.engine.tensorrt.builder import BuildRequest, build_plan, workspace_for
 from edge_infer.engine.tensorrt.cache import (
     CACHE_VARIABLE,
@@ -29,7 +30,6 @@ from edge_infer.engine.tensorrt.cache import (
     now,
 )
 from edge_infer.engine.tensorrt.layers import inspect_plan
-from edge_infer.engine.tensorrt.library import load_tensorrt
 from edge_infer.engine.tensorrt.timing import read_timings, timing_path, write_timings
 from edge_infer.errors import EngineError
 

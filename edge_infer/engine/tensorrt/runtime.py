@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from edge_infer.device.cuda import CudaDevice
     from edge_infer.device.cuda_graph import CudaGraph
     from edge_infer.engine import Precision
-    from edge_infer.engine.tensorrt.library import TensorRt
+    from edge_infer.engine.tensorrt.bindings import TensorRt
     from edge_infer.engine.tensorrt.messages import Messages
     from edge_infer.manifest import ChipContract
     from edge_infer.ring import BatchSlot

@@ -13,7 +13,7 @@ import tensorrt
 from edge_infer.device.cuda import CudaDevice
 from edge_infer.device.gpu import probe_gpu
 from edge_infer.engine import GpuOptions
-from edge_infer.engine.tensorrt.library import load_tensorrt
+from edge_infer.engine.tensorrt.bindings import load_tensorrt
 from edge_infer.engine.tensorrt.runtime import TensorRtEngine
 from edge_infer.manifest import ChipContract
 

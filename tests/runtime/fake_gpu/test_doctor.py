@@ -10,8 +10,8 @@ import numpy as np
 from edge_infer.bundle import open_bundle, write_bundle
 from edge_infer.device.gpu import probe_gpu
 from edge_infer.doctor import Checkup, examine
+from edge_infer.engine.tensorrt.bindings import load_tensorrt
 from edge_infer.engine.tensorrt.cache import PlanCache, PlanKey, PlanRecord
-from edge_infer.engine.tensorrt.library import load_tensorrt
 
 SIDE, BATCH = 16, 8
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from edge_infer.engine.tensorrt import library as library_module
-from edge_infer.engine.tensorrt.library import load_tensorrt, parse_version
+from edge_infer.engine.tensorrt import bindings as library_module
+from edge_infer.engine.tensorrt.bindings import load_tensorrt, parse_version
 from edge_infer.errors import EngineError
 
 
