@@ -329,7 +329,7 @@ class _Trial:
         self.request, self.bundle, self.model, self.placement = request, bundle, model, placement
         self.activations, self.chips, self.say = activations, chips, say
         self.attempts: list[Attempt] = []
-        self.sweep: list[tuple[str, float]] = []
+        self.sweep: list[tuple[tuple[str, ...], float]] = []
         self.ranges = {method: find_ranges(activations.histograms, method) for method in METHODS}
         self.biases = corrected_biases(model, placement, activations)
         self.in_float = self._run(bundle.read(MODEL_MEMBER), chips.held_out_rows, int8=False)
@@ -372,9 +372,9 @@ class _Trial:
             lambda content: self._run(content, self.chips.held_out_rows[rows], int8=True),
             self.say,
         )
-        count, most = 1, int(MOST_IN_FLOAT * len(self.placement.convolutions))
+        count, most = 1, int(MOST_IN_FLOAT * len(self.placement.units))
         while count <= most and not self.best.verdict.passed:
-            self._try(replace(base, in_float=tuple(name for name, _ in self.sweep[:count])))
+            self._try(replace(base, in_float=tuple(name for unit, _ in self.sweep[:count] for name in unit)))
             count *= 2
 
     def _try(self, recipe: Recipe) -> None:
@@ -436,7 +436,7 @@ def _facts(
         "fp32_sha256": bundle.members[MODEL_MEMBER].sha256,
         "gate": {**verdict.figures, "sources": sorted(set(held.scene[chips.held_out_rows].tolist()))},
         "attempts": [attempt.to_json() for attempt in trial.attempts],
-        "sensitivity": dict(trial.sweep),
+        "sensitivity": {" and ".join(unit): divergence for unit, divergence in trial.sweep},
         "warnings": list(warnings),
         "chips": {
             "count": len(chosen),

@@ -72,6 +72,18 @@ class Placement:
         sources = (*(c.source for c in self.convolutions), *(s.source for s in self.skips))
         return tuple(dict.fromkeys(self.carriers[source] for source in sources))
 
+    @property
+    def units(self) -> tuple[tuple[str, ...], ...]:
+        """Names of convolutions that read the same tensor: all of them are in INT8, or none.
+
+        A projection alone would have a pair to itself. TensorRT would gain nothing, and OpenVINO moves its
+        stride over the pair, no longer sees it, and computes the projection in float.
+        """
+        units: dict[str, list[str]] = {}
+        for convolution in self.convolutions:
+            units.setdefault(convolution.source, []).append(convolution.name)
+        return tuple(map(tuple, units.values()))
+
 
 def place(model: onnx.ModelProto) -> Placement:
     """Find where Q/DQ pairs go.

@@ -50,8 +50,8 @@ def sensitivity(
     in_float: NDArray[np.float32],
     run: Callable[[bytes], NDArray[np.float32]],
     say: Callable[[str], None],
-) -> list[tuple[str, float]]:
-    """Quantise one convolution at a time and see how far the probabilities move.
+) -> list[tuple[tuple[str, ...], float]]:
+    """Quantise one unit of convolutions at a time and see how far the probabilities move.
 
     Args:
         model: the FP32 model.
@@ -62,16 +62,16 @@ def sensitivity(
         say: is given a line of progress.
 
     Returns:
-        Convolutions with the mean Kullback-Leibler divergence of their INT8 form from FP32, in nats, the most
-        sensitive first.
+        Units (`Placement.units`) with the mean Kullback-Leibler divergence of their INT8 form from FP32, in
+        nats, the most sensitive first.
 
     """
-    names = [convolution.name for convolution in placement.convolutions]
     found = []
-    for number, name in enumerate(names, start=1):
-        single = insert_qdq(model, ranges, in_float=[other for other in names if other != name])
-        found.append((name, divergence(in_float, run(single.SerializeToString()))))
-        say(f"sensitivity {number}/{len(names)}: {name} {found[-1][1]:.2e}")
+    for number, unit in enumerate(placement.units, start=1):
+        others = [name for other in placement.units if other != unit for name in other]
+        single = insert_qdq(model, ranges, in_float=others)
+        found.append((unit, divergence(in_float, run(single.SerializeToString()))))
+        say(f"sensitivity {number}/{len(placement.units)}: {' and '.join(unit)} {found[-1][1]:.2e}")
     return sorted(found, key=lambda item: -item[1])
 
 

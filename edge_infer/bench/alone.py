@@ -16,7 +16,7 @@ from edge_infer.bench.scenario import COMPONENTS, all_at_once, one_at_a_time, wa
 from edge_infer.bench.stats import early_stopping_estimate, group_rates, percentiles, steadiness, thin
 from edge_infer.bench.validity import doubts_of_rates
 from edge_infer.bundle import FP16_MEMBER, INT8_MEMBER
-from edge_infer.doctor.model import classify_chips, compare
+from edge_infer.engine.golden import classify_chips, compare
 from edge_infer.engine.load import fill_slots, keep_full
 from edge_infer.errors import EngineError
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from edge_infer.bench.scenario import Rule
     from edge_infer.bench.watch import PowerFigures, Watch
     from edge_infer.bundle import Bundle
-    from edge_infer.doctor.model import Agreement
     from edge_infer.engine import Engine, EngineFacts, EngineName, Precision
+    from edge_infer.engine.golden import Agreement
 from edge_infer.engine.load import BatchTimes
 
 MOST_SAMPLES = 2000

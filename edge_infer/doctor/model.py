@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edge_infer.bundle import (
-    CALIBRATION_MEMBER,
     FP16_MEMBER,
     GOLDEN_CHIPS_MEMBER,
     INT8_MEMBER,
@@ -19,41 +15,18 @@ from edge_infer.bundle import (
 )
 from edge_infer.doctor.finding import Finding, attempt
 from edge_infer.engine.choose import open_engine
+from edge_infer.engine.golden import classify_chips, compare, largest_difference
 from edge_infer.errors import BundleError, EdgeInferError, EngineError
-from edge_infer.ring import BatchSlot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    import numpy.typing as npt
 
     from edge_infer.bundle import Bundle
     from edge_infer.device.gpu import GpuFacts
     from edge_infer.doctor.graphics import Gpu
     from edge_infer.engine import Engine, Precision
     from edge_infer.engine.tensorrt.cache import PlanCache, PlanRecord
-
-LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.25}
-"""Largest difference of a probability from the stored one. Another order of summing gives 1e-6 in FP32, and
-export leaves out an FP16 model that shifts by more than 0.02. For INT8 see `int8_limit`."""
-
-SEVERAL = 2.0
-"""An INT8 model may shift a golden chip by so many times the largest shift that its gate saw."""
-
-LEAST_INT8 = 0.05
-"""... but this much in any case: a gate on few chips sees small shifts only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How far an engine agrees with the stored answers on n chips."""
-
-    chips: int
-    same_class: int
-    """Chips that get the class they had."""
-    largest_difference: float
-    """Of a probability; infinite where one is no number."""
 
 
 def look_at_model(path: Path, gpu: Gpu) -> tuple[Bundle | None, list[Finding]]:
@@ -85,38 +58,6 @@ def look_at_model(path: Path, gpu: Gpu) -> tuple[Bundle | None, list[Finding]]:
             )
         )
     return bundle, findings
-
-
-def compare(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> Agreement:
-    """Compare probabilities (n, K) with the stored ones."""
-    difference = np.nan_to_num(np.abs(found - expected), nan=np.inf, posinf=np.inf)
-    return Agreement(
-        len(expected),
-        int((found.argmax(axis=1) == expected.argmax(axis=1)).sum()),
-        float(difference.max(initial=0.0)),
-    )
-
-
-def classify_chips(engine: Engine, chips: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Give the probabilities float32 (n, K) of chips uint8 (n, S, S, C); the engine is idle, and is again."""
-    slot = BatchSlot.allocate(engine.facts.batch, chips.shape[1:], engine.memory)
-    found = []
-    for start in range(0, len(chips), engine.facts.batch):
-        piece = chips[start : start + engine.facts.batch]
-        slot.chips[: len(piece)] = piece
-        slot.count = len(piece)
-        engine.submit(slot)
-        found.append(engine.collect()[1])
-    return np.concatenate(found)
-
-
-def int8_limit(bundle: Bundle) -> float:
-    """Largest difference to bear from an INT8 model: by the shift that its gate found, where it is told."""
-    try:
-        shift = float(bundle.read_json(CALIBRATION_MEMBER)["gate"]["largest_probability_shift"])
-    except (BundleError, KeyError, TypeError, ValueError):
-        return LIMITS["int8"]
-    return max(LEAST_INT8, SEVERAL * shift)
 
 
 def _contract(bundle: Bundle) -> Finding:
@@ -218,7 +159,7 @@ def _golden(
         why, _, do = str(error).partition("; ")
         yield Finding(name, "problem", why, do or again)
         return
-    limit = int8_limit(bundle) if precision == "int8" else LIMITS[precision]
+    limit = largest_difference(bundle, precision)
     text = (
         f"{found.same_class} of {found.chips} golden chips get their class, "
         f"probabilities differ by {found.largest_difference:.2g} at most"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
-import openvino.opset13 as opset
 
 from edge_infer.device.host import HostMemory
 from edge_infer.engine import EngineFacts
+from edge_infer.engine.int8_on_cpu import leave_signed_in_float, retype_unsigned, sums_exactly
 from edge_infer.errors import EdgeInferError, EngineError
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = 16
 """Throughput is flat from 8 to 32 on the CPUs measured; smaller batches commit sooner."""
-
-_INT8_LEVELS, _UINT8_TOP = 128, 255
-"""Levels of int8 on the side of zero and below; the largest one of uint8."""
 
 
 class OpenVinoEngine:
@@ -65,7 +62,10 @@ class OpenVinoEngine:
             if [port.any_name for port in model.inputs] == ["chips"]:
                 model.reshape({"chips": [batch, *chip_shape]})
             _check_ports(model, (batch, *chip_shape), (batch, classes))
-            retype_unsigned(model)
+            if precision == "int8":
+                retype_unsigned(model)
+                if not sums_exactly(core):
+                    leave_signed_in_float(model)
             compiled = core.compile_model(model, "CPU", options)
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
@@ -115,47 +115,6 @@ class OpenVinoEngine:
         while self._running:
             self._running.popleft()[1].wait()
         self._idle.clear()
-
-
-def retype_unsigned(model: openvino.Model) -> int:
-    """Make 8 bit tensors that cannot be negative unsigned: same scale, same values, faster on a CPU.
-
-    After a ReLU, int8 uses the levels 0 to 127 only. CPUs multiply unsigned activations with signed weights;
-    for a signed tensor OpenVINO shifts the levels and pays for the zero point in every convolution. The clamp
-    keeps what int8 clips clipped, so that a CPU and a GPU compute the same; it costs nothing, as it becomes
-    part of the convolution before it.
-
-    Returns:
-        How many tensors were changed.
-
-    """
-    changed = 0
-    for quantise in [node for node in model.get_ops() if node.get_type_name() == "FakeQuantize"]:
-        source = quantise.input_value(0)
-        casts = [port.get_node() for port in quantise.output(0).get_target_inputs()]
-        if not _never_negative(source.get_node()) or not all(_is_cast_to_int8(cast) for cast in casts):
-            continue
-        step = float(quantise.input_value(1).get_node().data) / -_INT8_LEVELS
-        clamped = opset.clamp(source, 0.0, (_INT8_LEVELS - 1) * step)
-        # As many steps as a byte has levels, of which the clamp leaves the lower half.
-        levels = [np.float32(value) for value in (0, _UINT8_TOP * step, 0, _UINT8_TOP)]
-        unsigned = opset.convert(opset.fake_quantize(clamped, *levels, _UINT8_TOP + 1), "u8")
-        for cast in casts:
-            for port in cast.output(0).get_target_inputs():
-                port.replace_source_output(unsigned.output(0))
-        changed += 1
-    model.validate_nodes_and_infer_types()
-    return changed
-
-
-def _never_negative(node: openvino.Node) -> bool:
-    while node.get_type_name() == "MaxPool":
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Relu")
-
-
-def _is_cast_to_int8(node: openvino.Node) -> bool:
-    return bool(node.get_type_name() == "Convert" and node.get_element_type() == openvino.Type.i8)
 
 
 def _check_ports(

@@ -214,9 +214,9 @@ def test_the_sweep_finds_the_layer_that_was_spoilt(model: onnx.ModelProto, image
 
     said: list[str] = []
     found = sensitivity(spoilt, placement, ranges, run(spoilt.SerializeToString()), run, said.append)
-    assert found[0][0] == "layer2.0.conv2"
+    assert found[0][0] == ("layer2.0.conv2",)
     assert found[0][1] > 3 * found[1][1]
-    assert len(said) == len(found) == len(placement.convolutions)
+    assert len(said) == len(found) == len(placement.units)
 
 
 def test_divergence_is_zero_only_for_equals() -> None:

@@ -45,6 +45,16 @@ def test_the_pair_of_a_pooled_tensor_stands_before_the_pooling(model: onnx.Model
     assert place(model).carriers["maxpool.out"] == "relu.out"
 
 
+def test_a_projection_and_its_neighbour_are_one_unit(model: onnx.ModelProto) -> None:
+    units = place(model).units
+    assert [unit for unit in units if len(unit) > 1] == [
+        (f"layer{stage}.0.downsample.0", f"layer{stage}.0.conv1") for stage in (2, 3, 4)
+    ]
+    assert sorted(name for unit in units for name in unit) == sorted(
+        c.name for c in place(model).convolutions
+    )
+
+
 def test_nothing_from_the_global_pooling_on(model: onnx.ModelProto) -> None:
     tensors = set(place(model).tensors)
     assert not tensors & {"layer4.0.relu2.out", "avgpool.out", "flatten.out", "fc.out", "scale.out"}

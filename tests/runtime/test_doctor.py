@@ -28,9 +28,9 @@ from edge_infer.doctor import Checkup, Report, examine
 from edge_infer.doctor.finding import Finding, attempt, worst
 from edge_infer.doctor.graphics import look_at_graphics, look_at_plans
 from edge_infer.doctor.hardware import look_at_hardware
-from edge_infer.doctor.model import classify_chips, compare, int8_limit
 from edge_infer.doctor.software import look_at_disks, look_at_software
 from edge_infer.engine.choose import open_engine
+from edge_infer.engine.golden import classify_chips, compare, largest_difference
 from edge_infer.engine.tensorrt.cache import PlanCache, PlanKey, PlanRecord
 from edge_infer.errors import EngineError
 from edge_infer.machine import GraphicsCard, Machine
@@ -374,7 +374,7 @@ def test_int8_may_shift_as_far_as_its_gate_saw(golden, no_gpu):
     path = golden(0.08, model__int8__onnx=int8)
     assert model_findings(path)["openvino int8"].level == "ok"  # nothing is known of its shifts
     path = golden(0.08, model__int8__onnx=int8, calibration__json=gate)
-    assert int8_limit(open_bundle(path)) == 0.06
+    assert largest_difference(open_bundle(path), "int8") == 0.06
     assert model_findings(path)["openvino int8"].level == "problem"
 
 
