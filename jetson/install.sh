@@ -35,8 +35,10 @@ while (($#)); do
   esac
 done
 
+prefix=$(realpath -m -- "$prefix") # here, as it is the caller's folder that it is relative to
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here"
+umask 022 # root's may be stricter, and others are to run it
 unset PYTHONPATH PYTHONHOME
 export PIP_NO_INDEX=1 PIP_FIND_LINKS="$here/wheels" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 export PIP_ROOT_USER_ACTION=ignore
@@ -44,10 +46,16 @@ export PIP_ROOT_USER_ACTION=ignore
 # --- what there is, and what is missing: all of it is said before anything is changed ---
 [[ -f SHA256SUMS ]] || fail "this folder has no SHA256SUMS; jetson/wheelhouse.sh makes it on a machine with a network"
 damaged=$(LC_ALL=C sha256sum --check --quiet SHA256SUMS 2> /dev/null) || fail "damaged or missing, copy the folder again: $damaged"
+# Two wheelhouses in one folder: which of two versions is meant, nobody knows.
+strays=()
+for file in wheels/*.whl wheels/*.tar.gz; do
+  [[ ! -f $file ]] || grep -qF "  $file" SHA256SUMS || strays+=("$file")
+done
+((${#strays[@]} == 0)) || fail "left from another wheelhouse; remove them, or copy this one to an empty folder: ${strays[*]}"
 [[ $(uname -m) == aarch64 ]] || fail "this is $(uname -m), the wheels are for aarch64; elsewhere: pip install . in the project"
 version=$(< python-version)
 python=$(command -v "python$version") || fail "no python$version here; this folder is for JetPack's Python $version (another: wheelhouse.sh --python)"
-built=built/cpu
+built=built/cpu # named after all that it depends on: what was built of other sources is not taken
 system_packages=()
 missing=()
 if [[ $with_gpu ]]; then
@@ -63,10 +71,16 @@ if [[ $with_gpu ]]; then
   fi
   release=$(sed -n 's/^# R\([0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release 2> /dev/null || true)
   built=built/sm$architecture-L4T${release:-unknown}
-  tensorrt=$("$python" -c 'import tensorrt; print(tensorrt.__version__)' 2> /dev/null) \
-    || missing+=("TensorRT for $python (apt install python3-libnvinfer, or nvidia-jetpack)")
+  if ! tensorrt=$("$python" -c 'import tensorrt; print(tensorrt.__version__)' 2>&1); then
+    missing+=("TensorRT for $python (apt install python3-libnvinfer, or nvidia-jetpack); 'import tensorrt' says: ${tensorrt##*$'\n'}")
+  fi
 fi
-if [[ ! -e $built/complete ]]; then
+wheelhouse=$(sha256sum SHA256SUMS)
+built=$built-${wheelhouse:0:12}
+if [[ -e $built ]]; then
+  damaged=$(cd "$built" && LC_ALL=C sha256sum --check --quiet SHA256SUMS 2> /dev/null) \
+    || fail "$here/$built is damaged; copy it again, or remove it to have it built anew: $damaged"
+else
   command -v g++ > /dev/null || missing+=("g++ (apt install build-essential)")
   header=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
   [[ -f $header ]] || missing+=("Python.h (apt install python$version-dev)")
@@ -82,12 +96,13 @@ fi
 
 # --- the wheels that are built on a device, kept for the next one ---
 pip_wheel=$(echo wheels/pip-*.whl)
-if [[ ! -e $built/complete ]]; then
+if [[ ! -e $built ]]; then
   echo "install: building edge-infer${with_gpu:+ and pycuda for sm_$architecture} (some minutes)"
   build_env=$(mktemp -d)
   trap 'rm -rf "$build_env"' EXIT
   "$python" -m venv --without-pip "$build_env" # without: JetPack may lack python3-venv
-  mkdir -p "$built" || fail "$here/$built cannot be written; copy the folder to a disk with room"
+  rm -rf "$built.partial"
+  mkdir -p "$built.partial" || fail "$here/built cannot be written; copy the folder to a disk with room"
   sources=(wheels/edge_infer-*.tar.gz)
   if [[ $with_gpu ]]; then
     sources+=(wheels/pycuda-*.tar.gz)
@@ -97,8 +112,9 @@ if [[ ! -e $built/complete ]]; then
   else
     export EDGE_INFER_CUDA=OFF
   fi
-  "$build_env/bin/python" "$pip_wheel/pip" wheel --quiet --no-deps --wheel-dir "$built" "${sources[@]}"
-  : > "$built/complete"
+  "$build_env/bin/python" "$pip_wheel/pip" wheel --quiet --no-deps --wheel-dir "$built.partial" "${sources[@]}"
+  (cd "$built.partial" && sha256sum ./*.whl > SHA256SUMS)
+  mv "$built.partial" "$built"
 fi
 
 # --- the environment ---
@@ -108,11 +124,13 @@ echo "install: into $prefix"
 "$prefix/bin/python" "$pip_wheel/pip" install --quiet --ignore-installed \
   --constraint requirements.txt "$built"/*.whl
 "$prefix/bin/edge-infer" --version
-[[ ! $with_gpu ]] || echo "TensorRT $tensorrt, of the system"
+[[ ! $with_gpu ]] || echo "TensorRT ${tensorrt##*$'\n'}, of the system"
 [[ ! -w /usr/local/bin ]] || ln -sf "$prefix/bin/edge-infer" /usr/local/bin/edge-infer
 
 if [[ $with_service ]]; then
+  install -d /etc/edge-infer /var/cache/edge-infer
   sed "s,/opt/edge-infer,$prefix," edge-infer@.service > /etc/systemd/system/edge-infer@.service
+  [[ ! -d /run/systemd/system ]] || systemctl daemon-reload
   echo "install: service edge-infer@NAME; its job stands in /etc/edge-infer/NAME.env (see the unit's first lines)"
 fi
 

@@ -68,14 +68,14 @@ tar -czf "$out/wheels/edge_infer-$version.tar.gz" -C "$root" --exclude='*.so' --
   --exclude='__pycache__' --transform "s,^,edge_infer-$version/," \
   pyproject.toml CMakeLists.txt README.md LICENSE edge_infer
 
-cp "$here/install.sh" "$here/edge-infer@.service" "$out/"
+cp "$here/install.sh" "$here/edge-infer@.service" "$here/Dockerfile" "$here/README.md" "$out/"
 echo "$python_version" > "$out/python-version"
 (cd "$out" && find . -type f ! -name 'SHA256SUMS*' ! -path './built/*' -printf '%P\n' | LC_ALL=C sort \
   | xargs -d '\n' sha256sum > SHA256SUMS.partial && mv SHA256SUMS.partial SHA256SUMS)
 
 cat <<TEXT
 wheelhouse: $out is complete, $(du -sh "$out" | cut -f1).
-Copy the folder to a device with Python $python_version and run there: sudo ./install.sh
+Copy the folder to a device with Python $python_version and run there: sudo bash install.sh
 It builds two wheels, pycuda and edge-infer, and keeps them in the folder under built/: copy the folder
 from that device to the next one with the same JetPack, and nothing is built there.
 TEXT

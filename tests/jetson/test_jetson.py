@@ -125,7 +125,121 @@ class TestInstall:
         assert "holds something else" in answer.stderr
 
     def test_no_tensorrt_is_said_with_the_package_to_install(self, as_device: Path) -> None:
-        assert "python3-libnvinfer" in self.refusal(as_device, "--architecture", "87")
+        said = self.refusal(as_device, "--architecture", "87")
+        assert "python3-libnvinfer" in said
+        assert "No module named 'tensorrt'" in said
+
+    def test_a_tensorrt_that_cannot_be_loaded_says_why(self, as_device: Path) -> None:
+        """As in a container that is built without NVIDIA's runtime."""
+        (as_device / "tensorrt.py").write_text("raise ImportError('libnvdla_compiler.so: cannot open')")
+        said = self.refusal(as_device, "--architecture", "87")
+        assert "says: ImportError: libnvdla_compiler.so: cannot open\n" in said
+
+    def test_a_prefix_is_where_the_caller_stands(self, as_device: Path, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "thesis.txt").write_text("mine")
+        answer = run("bash", as_device / "install.sh", "--cpu", "--prefix", "other", cwd=tmp_path)
+        assert answer.returncode == 2
+        assert f"install: {tmp_path / 'other'} holds something else" in answer.stderr
+
+    def test_wheels_of_another_wheelhouse(self, as_device: Path) -> None:
+        (as_device / "wheels" / "another.whl").touch()
+        (as_device / "wheels" / "._another.whl").touch()  # macOS leaves these on sticks
+        said = self.refusal(as_device, "--cpu")
+        assert said.endswith("copy this one to an empty folder: wheels/another.whl\n")
+
+
+FAKE_PIP = """
+import sys, tarfile
+from pathlib import Path
+command, sources = sys.argv[1], [path for path in sys.argv if path.endswith(".tar.gz")]
+if command == "wheel":
+    folder = Path(sys.argv[sys.argv.index("--wheel-dir") + 1])
+    for source in sources:
+        (folder / "edge_infer.whl").write_text(Path(source).read_text())
+else:
+    (wheel,) = (path for path in sys.argv if path.endswith(".whl"))
+    script = Path(sys.prefix) / "bin" / "edge-infer"
+    script.write_text(f"#!/bin/sh\\necho {Path(wheel).read_text()}\\n")
+    script.chmod(0o755)
+"""
+"""Wheels hold their source's text, and so says the command that is installed."""
+
+
+@pytest.fixture
+def machine() -> list[str]:
+    """The command before a command that may fill /etc and /usr/local/bin: empty ones, which vanish."""
+    fake = "for folder in /etc /run /var/cache /usr/local/bin; do mount -t tmpfs tmpfs $folder; done"
+    prefix = [
+        *("unshare", "--user", "--map-root-user", "--mount"),
+        *("sh", "-c", f'{fake}; mkdir -p /etc/systemd/system; exec "$@"', "sh"),
+    ]
+    if shutil.which("unshare") is None or run(*prefix, "true").returncode:
+        pytest.skip("no mount namespace may be made here")
+    return prefix
+
+
+class TestWholeInstall:
+    """The flow of `install.sh` as root, with a pip that builds and installs nothing."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        tools, folder = tmp_path / "tools", tmp_path / "wheelhouse"
+        tools.mkdir()
+        python = f'exec "{sys.executable}" "$@"'
+        for name, text in (("uname", "echo aarch64"), ("python3.10", python), ("g++", ":")):
+            (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tools / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(tools), prepend=":")
+        (folder / "wheels" / "pip-1.whl").mkdir(parents=True)
+        (folder / "wheels" / "pip-1.whl" / "pip").write_text(FAKE_PIP)
+        (folder / "wheels" / "edge_infer-1.tar.gz").write_text("first")
+        (folder / "python-version").write_text("3.10\n")
+        for name in ("install.sh", "edge-infer@.service"):
+            shutil.copy(ROOT / "jetson" / name, folder)
+        TestInstall.seal(folder)
+        return folder
+
+    def install(self, machine: list[str], folder: Path, then: str = ":") -> subprocess.CompletedProcess[str]:
+        script = f"bash wheelhouse/install.sh --cpu --prefix opt --service && {then}"
+        return run(*machine, "bash", "-c", script, cwd=folder.parent)
+
+    def test_what_stands_afterwards(self, machine: list[str], folder: Path) -> None:
+        command = folder.parent / "opt" / "bin" / "edge-infer"
+        answer = self.install(
+            machine,
+            folder,
+            "readlink -e /usr/local/bin/edge-infer; stat -c %a /etc/edge-infer /var/cache/edge-infer;"
+            " grep ExecStart= /etc/systemd/system/edge-infer@.service",
+        )
+        assert answer.returncode == 0, answer.stderr
+        link, etc, cache, unit = answer.stdout.splitlines()[-4:]
+        assert (link, etc, cache) == (str(command), "755", "755")
+        assert unit.startswith(f"ExecStart={command} run --resume ")
+
+    def test_what_was_built_is_used_again_for_the_same_sources_only(
+        self, machine: list[str], folder: Path
+    ) -> None:
+        first, second = self.install(machine, folder), self.install(machine, folder)
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        assert "building edge-infer" in first.stdout
+        assert "building edge-infer" not in second.stdout
+        (folder / "wheels" / "edge_infer-1.tar.gz").write_text("second")
+        (folder / "SHA256SUMS").unlink()
+        TestInstall.seal(folder)
+        third = self.install(machine, folder)
+        assert "building edge-infer" in third.stdout
+        assert "second" in third.stdout.splitlines()
+        assert "first" not in third.stdout.splitlines()
+
+    def test_what_was_built_and_is_damaged_is_said(self, machine: list[str], folder: Path) -> None:
+        assert self.install(machine, folder).returncode == 0
+        (wheel,) = (folder / "built").glob("*/*.whl")
+        wheel.write_text("worn")
+        answer = self.install(machine, folder)
+        assert answer.returncode == 2
+        assert f"{wheel.parent} is damaged; copy it again, or remove it" in answer.stderr
+        assert "edge_infer.whl: FAILED" in answer.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
@@ -139,4 +253,10 @@ def test_the_unit_is_sound(tmp_path: Path) -> None:
 
 def test_the_unit_knows_the_exit_codes() -> None:
     lines = (ROOT / "jetson" / "edge-infer@.service").read_text().splitlines()
-    assert {"SuccessExitStatus=3 4", "RestartPreventExitStatus=2", "Restart=on-failure"} <= set(lines)
+    assert {"SuccessExitStatus=3 4", "RestartForceExitStatus=4", "Restart=on-failure"} <= set(lines)
+    assert not any(line.startswith("RestartPreventExitStatus") for line in lines)  # 2 may pass
+
+
+def test_the_unit_keeps_its_engines_in_a_folder_of_its_own() -> None:
+    unit = (ROOT / "jetson" / "edge-infer@.service").read_text()
+    assert "\nCacheDirectory=edge-infer\nEnvironment=EDGE_INFER_CACHE=/var/cache/edge-infer\n" in unit
