@@ -25,10 +25,10 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 # Nothing here may start a thread: a forked process would miss it.
@@ -153,9 +153,13 @@ def _arm(strike: dict[str, Any]) -> None:
                 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), strike["signal"]))
             signal.setitimer(signal.ITIMER_REAL, strike["seconds"])
         else:
+            before = signal.getsignal(strike["signal"])
             os.kill(os.getpid(), strike["signal"])
-            if threading.current_thread() is not threading.main_thread():
-                time.sleep(0.02)  # the main thread hears of it before this one goes on
+            # The main thread hears of it before this one goes on: two signals unheard would count as one. The
+            # first changes the handler; nothing tells of a second.
+            heard_by = time.monotonic() + (10 if isinstance(before, MethodType) else 0.02)
+            while signal.getsignal(strike["signal"]) == before and time.monotonic() < heard_by:
+                time.sleep(0.001)
 
     def struck(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
