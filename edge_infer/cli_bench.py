@@ -151,6 +151,8 @@ def bench(
 
     Exit code 3: measured, but not valid (clocks not locked, throttled, unsteady); the reasons are printed.
     """
+    if feed and (compare is not None or show is not None):
+        raise click.UsageError("--feed measures; --compare and --show do not: give one of them")
     if feed:
         return _feed(model, scene, houses, json_path, options)
     if sum(given is not None for given in (model, compare, show)) != 1:
@@ -224,9 +226,11 @@ def _tell(
         content, text = comparison.to_json(), comparison.describe((names[0], names[1]))
     else:
         content, text = documents[0], describe(documents[0])
-    if json_path is not None and str(json_path) != "-":
-        write_document(json_path, content)
-    click.echo(json.dumps(content, indent=1) if str(json_path) == "-" else text)
+    try:
+        click.echo(json.dumps(content, indent=1) if str(json_path) == "-" else text)
+    finally:  # neither a closed terminal nor a full disk may cost hours of measuring
+        if json_path is not None and str(json_path) != "-":
+            write_document(json_path, content)
     if plot is not None:
         draw(plot, documents, names)
     return 0

@@ -6,7 +6,7 @@
     chips        real chips to feed it with
     alone        the engine alone, over precisions and batches
     pagecache    whether imagery lies in memory, and how to get it out
-    whole        runs over real footprints, from a cold and a warm cache
+    whole        runs over real footprints, from a cold and a warm cache, and what they are over
     validity     why figures are not to be trusted
     session      all of it, in order: one document
     document     that document as a file, and read again

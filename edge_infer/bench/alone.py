@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge_infer.bench.scenario import COMPONENTS, all_at_once, one_at_a_time, warm_up
 from edge_infer.bench.stats import early_stopping_estimate, group_rates, percentiles, steadiness, thin
-from edge_infer.bench.validity import doubts_of_rates
+from edge_infer.bench.validity import doubts_of_cards, doubts_of_rates
 from edge_infer.bundle import FP16_MEMBER, INT8_MEMBER
 from edge_infer.engine.golden import classify_chips, compare
 from edge_infer.engine.load import fill_slots, keep_full
-from edge_infer.errors import EngineError
+from edge_infer.errors import EdgeInferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from edge_infer.engine.golden import Agreement
 from edge_infer.engine.load import BatchTimes
 
+FAILURES = (EdgeInferError, MemoryError, OSError, RuntimeError)
+"""What engines, GDAL and the system may raise: it costs what it befalls, and not what was measured before."""
+
 MOST_SAMPLES = 2000
 """Latencies that are kept of one measurement, evenly over its time, for comparisons."""
 
@@ -47,6 +50,8 @@ class Cell:
     """To read, compile or build, and run once."""
     agreement: Agreement | None
     """With the answers stored in the bundle; None where it has none."""
+    limit: float
+    """How far it may differ from them."""
     rule: Rule
     times: BatchTimes
     """Of batches one at a time."""
@@ -56,6 +61,8 @@ class Cell:
     full_ends: npt.NDArray[np.float64]
     """The same with all the engine takes in flight."""
     full_power: PowerFigures | None
+    card_clocks: Mapping[str, tuple[float, float]]
+    """Lowest and highest clock of every graphics card meanwhile, MHz; it need not run on one."""
 
     @property
     def name(self) -> str:
@@ -70,7 +77,16 @@ class Cell:
     def doubts(self) -> list[str]:
         """Why its figures are not to be trusted."""
         batch = self.facts.batch
+        clocks = {name: both for name, both in self.card_clocks.items() if name.startswith(self.facts.device)}
+        wrong = []
+        if self.agreement is not None and self.agreement.largest_difference > self.limit:
+            wrong.append(
+                f"{self.name}: golden chips' probabilities differ by {self.agreement.largest_difference:.2g} "
+                f"from the stored ones, at most {self.limit:.2g} is wanted: see edge-infer doctor MODEL"
+            )
         return [
+            *wrong,
+            *doubts_of_cards(self.name, clocks),
             *doubts_of_rates(f"{self.name}, one at a time", group_rates(self.ends, batch)),
             *doubts_of_rates(f"{self.name}, offline", group_rates(self.full_ends, batch)),
         ]
@@ -85,7 +101,8 @@ class Cell:
         return {
             "engine": asdict(self.facts),
             "open_seconds": round(self.open_seconds, 3),
-            "golden": None if self.agreement is None else asdict(self.agreement),
+            "golden": None if self.agreement is None else {**asdict(self.agreement), "limit": self.limit},
+            "card_clocks_mhz": {name: list(bounds) for name, bounds in self.card_clocks.items()},
             "latency": {
                 "batches": len(self.ends),
                 "seconds": round(float(self.ends[-1]), 3),
@@ -118,7 +135,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An engine of a sweep that could not be opened."""
+    """An engine of a sweep that could not be opened, or broke off."""
 
     what: str
     reason: str
@@ -134,7 +151,7 @@ def measure_all(
     burn_in_seconds: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Cell | Skipped]:
-    """Measure several engines one after the other; one that cannot be opened does not end the others.
+    """Measure several engines one after the other; one that fails in any way does not end the others.
 
     Args:
         sweep: `engine`, `precision` and `batch` of each.
@@ -147,18 +164,20 @@ def measure_all(
         clock: seconds.
 
     """
-    for number, options in enumerate(sweep):
+    heat = burn_in_seconds
+    for options in sweep:
         asked = [options["engine"], options["precision"], f"batch {options['batch'] or 'of its choice'}"]
         name = ", ".join(word for word in asked if word != "auto")
         say(f"{name} ...")
-        heat = 0.0 if number else burn_in_seconds
         opened = partial(opener, **options)
         try:
             cell = measure_cell(opened, chips, rule, watch, burn_in_seconds=heat, clock=clock)
-        except EngineError as error:
-            say(f"{name}: left out: {error}")
-            yield Skipped(name, str(error))
+        except FAILURES as error:
+            reason = str(error) or type(error).__name__
+            say(f"{name}: left out: {reason}")
+            yield Skipped(name, reason)
         else:
+            heat = 0.0
             say(f"{cell.name}: {cell.chips_per_second:,.1f} chips/s")
             yield cell
 
@@ -183,7 +202,7 @@ def measure_cell(
         clock: seconds.
 
     Raises:
-        EngineError: it is not to be had.
+        EdgeInferError: it is not to be had, or fails.
 
     """
     started = clock()
@@ -205,12 +224,14 @@ def measure_cell(
             facts=engine.facts,
             open_seconds=open_seconds,
             agreement=agreement,
+            limit=chips.bears(engine.facts.precision),
             rule=rule,
             times=times,
             ends=ends,
             latency_power=watch.power(moments[0], moments[1]),
             full_ends=full_ends,
             full_power=watch.power(moments[1], moments[2]),
+            card_clocks=watch.card_clocks(moments[0], moments[2]),
         )
 
 

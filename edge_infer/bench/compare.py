@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_infer.bench.document import printable, well_formed
-from edge_infer.bench.stats import mean_of, percentile_of, ratio_interval
+from edge_infer.bench.stats import percentile_of, rate_of, ratio_interval
 from edge_infer.bench.table import columns
 from edge_infer.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 FEWEST_SAMPLES = 8
 """Below that a bootstrap says nothing; the ratios of the extremes are given instead."""
@@ -31,6 +31,10 @@ _SAME = {
     "clocks locked": ("machine", "clocks_locked"),
     "software": ("machine", "software"),
     "rule": ("rule",),
+    "options": ("options",),
+    "images": ("inputs", "images"),
+    "imagery": ("inputs", "imagery"),
+    "footprints": ("inputs", "footprints"),
 }
 """What two benchmarks should have in common, and where it stands in a document."""
 
@@ -59,7 +63,7 @@ class Ratio:
         """In a word."""
         if self.low <= 1 <= self.high:
             return "no difference seen"
-        return "better" if (self.ratio > 1) == self.more_is_better else "worse"
+        return "better" if (self.low > 1) == self.more_is_better else "worse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
         Refused: they have nothing in common, or one is malformed.
 
     """
-    with well_formed():
+    with well_formed(), np.errstate(all="raise"):
         differences = tuple(_differences(before, after))
         ratios = (*_alone(before, after), *_whole(before, after))
     if not ratios:
@@ -120,19 +124,30 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]
             yield f"{name}: {_shown(first)} and {_shown(second)}"
     cells = _cells(before), _cells(after)
     for key in [key for key in cells[0] if key in cells[1]]:
-        engines = [cell[key]["engine"] for cell in cells]
-        for part in ("name", "version", "device"):
-            if engines[0][part] != engines[1][part]:
-                yield f"engine, {_name(key)}: {engines[0][part]} and {engines[1][part]}"
+        yield from _unlike(
+            f"engine, {_name(key)}", ("name", "version", "device"), [cell[key]["engine"] for cell in cells]
+        )
     for key in cells[0].keys() ^ cells[1].keys():
         yield f"{_name(key)} was measured in one of them only"
-    if (before["whole"] is None) != (after["whole"] is None):
+    wholes = before["whole"], after["whole"]
+    if (wholes[0] is None) != (wholes[1] is None):
         yield "whole runs were measured in one of them only"
+    elif wholes[0] is not None:
+        parts = ("name", "version", "device", "precision", "batch")
+        yield from _unlike("whole runs, engine", parts, [whole["engine"] for whole in wholes])
+        yield from _unlike("whole runs", ("threads",), wholes)
+        yield from _unlike("whole runs", ("footprints", "classified"), [whole["runs"][0] for whole in wholes])
     for which, document in (("first", before), ("second", after)):
         if not document["valid"]:
             doubts = document["doubts"]
             more = f" (and {len(doubts) - 1} more reasons, see --show)" if len(doubts) > 1 else ""
             yield f"the {which} is NOT VALID: {doubts[0]}{more}"
+
+
+def _unlike(what: str, parts: Sequence[str], both: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for part in parts:
+        if both[0][part] != both[1][part]:
+            yield f"{what}, {part}: {_shown(both[0][part])} and {_shown(both[1][part])}"
 
 
 def _alone(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Ratio]:
@@ -158,19 +173,21 @@ def _whole(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Ratio]:
             [run["footprints_per_second"] for run in document["whole"]["runs"] if run["cache"] == cache]
             for document in (before, after)
         ]
-        if all(samples):
+        if all(samples) and all(map(all, samples)):  # where nothing was classified there is no rate
             values = [float(np.median(one)) for one in samples]
-            yield _ratio(f"whole runs, {cache}: footprints/s", values, samples, None, more_is_better=True)
+            yield _ratio(f"whole runs, {cache}: footprints/s", values, samples, 0.5, more_is_better=True)
 
 
 def _ratio(
     what: str, values: list[float], samples: list[list[float]], share: float | None, *, more_is_better: bool
 ) -> Ratio:
-    """Make a ratio of two figures; `share`: the percentile that they are, None for a mean."""
+    """Make a ratio of two figures; `share`: the percentile that they are, None for rates of equal work."""
     first, second = (np.array(one, np.float64) for one in samples)
+    if min(*values, first.min(), second.min()) <= 0:
+        raise ValueError(f"{what}: times and rates are more than 0")
     enough = min(len(first), len(second)) >= FEWEST_SAMPLES
     if enough:
-        statistic = mean_of if share is None else percentile_of(share)
+        statistic = rate_of if share is None else percentile_of(share)
         low, high = ratio_interval(first, second, statistic)
     else:
         low, high = float(second.min() / first.max()), float(second.max() / first.min())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FORMAT, VERSION = "edge-infer bench", 1
+FORMAT, VERSION = "edge-infer bench", 2
 
 
 def refuse_place(path: Path) -> None:

@@ -27,7 +27,10 @@ def drop(files: Sequence[Path]) -> str | None:
     if not hasattr(os, "posix_fadvise"):
         return "this system has no way to empty its cache of files without root"
     for path in files:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            return f"{path} cannot be opened ({error.strerror})"
         try:
             os.fsync(descriptor)  # pages that are not yet written are kept
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

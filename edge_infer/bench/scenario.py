@@ -53,13 +53,15 @@ class Rule:
     @classmethod
     def asked(cls, *, queries: int | None, seconds: float | None, warm_up_seconds: float) -> Rule:
         """Make the rule of a command line: MLPerf's where nothing is said; one bound alone stands alone."""
+        if queries is None and seconds is not None:
+            return cls(queries=1, samples=1, seconds=seconds, warm_up_seconds=warm_up_seconds)
         if queries is None:
-            queries = MLPERF_QUERIES if seconds is None else 1
+            queries = MLPERF_QUERIES
         elif seconds is None:
             seconds = 0.0
         return cls(
             queries=queries,
-            samples=1 if queries == 1 else queries * SAMPLES_A_QUERY,
+            samples=queries * SAMPLES_A_QUERY,
             seconds=MLPERF_SECONDS if seconds is None else seconds,
             warm_up_seconds=warm_up_seconds,
         )

@@ -7,11 +7,9 @@ machine -> chips -> the engine alone, over precisions and batches -> whole runs 
 from __future__ import annotations
 
 import math
-import os
 import platform
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
@@ -21,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from edge_infer.bench.alone import Cell, Skipped, least_seconds, measure_all, precisions_of
 from edge_infer.bench.chips import real_chips
 from edge_infer.bench.document import FORMAT, VERSION
+from edge_infer.bench.memory import peak_bytes
 from edge_infer.bench.scenario import Rule
 from edge_infer.bench.validity import doubts_of_machine, notes_on_machine
 from edge_infer.bench.watch import Watch
-from edge_infer.bench.whole import Whole, image_files, measure_runs
+from edge_infer.bench.whole import Whole, identify, image_files, measure_runs, place_footprints
 from edge_infer.bundle import open_bundle
 from edge_infer.classify import LIBRARIES
 from edge_infer.engine import GpuOptions
@@ -41,6 +40,11 @@ if TYPE_CHECKING:
     from edge_infer.bundle import Bundle
     from edge_infer.engine import Engine, EngineChoice, GpuMemoryChoice, PrecisionChoice, SampleChoice
     from edge_infer.imagery import Imagery
+
+STREAMS = (
+    "OpenVINO is compiled for throughput, as in a run: one batch at a time has the threads of one of its "
+    "streams, and a processor of many cores could answer one chip sooner"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,8 @@ class BenchRequest:
             raise Refused(f"--footprints {self.footprints} lie on no imagery; name it with --imagery")
         if any(batch < 1 for batch in self.batches):
             raise Refused(f"a batch is of 1 chip or more, got {', '.join(map(str, self.batches))}")
+        if len(set(self.batches)) < len(self.batches):
+            raise Refused(f"each batch is measured once, got {', '.join(map(str, self.batches))}")
         if not 0 <= self.burn_in_seconds < math.inf:
             raise Refused(f"--burn-in is seconds, 0 or more, got {self.burn_in_seconds}")
         if self.runs < 1:
@@ -83,6 +89,12 @@ class BenchRequest:
     def gpu(self) -> GpuOptions:
         """How a GPU is used for an engine that gets chips that are ready."""
         return GpuOptions(memory=self.gpu_memory, graphs=self.cuda_graphs, sample_on="cpu")
+
+    def options(self) -> dict[str, Any]:
+        """Give what was asked for as JSON values, but for the inputs and the rule, which stand elsewhere."""
+        elsewhere = ("bundle", "imagery", "footprints", "rule", "burn_in_seconds")
+        options = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in elsewhere}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
     def whole_run(self) -> RunRequest | None:
         """Say what a whole run is to do, but for its `out`; None where there is no imagery."""
@@ -118,7 +130,8 @@ def run_bench(
 ) -> dict[str, Any]:
     """Measure what is asked for.
 
-    Ctrl-C ends it early; what was measured by then is given, marked as not valid.
+    Ctrl-C ends it early; what was measured by then is given, marked as not valid. So it is where an engine or
+    a whole run fails.
 
     Args:
         request: what to measure.
@@ -131,14 +144,19 @@ def run_bench(
         The document, of the schema docs/bench.schema.json.
 
     Raises:
-        Refused: the request cannot be met; nothing was measured.
+        Refused: the request cannot be met, or no engine can be opened; nothing was measured.
 
     """
     started, began = datetime.now(timezone.utc), clock()
     bundle = open_bundle(request.bundle)
     whole_request = request.whole_run()
-    imagery = None if whole_request is None else _open_imagery(bundle, whole_request)
-    chips = real_chips(bundle, whole_request, imagery)
+    imagery = coverage = inputs = None
+    if whole_request is not None:  # what there is to refuse is refused before hours are spent
+        imagery = _open_imagery(bundle, whole_request)
+        coverage = place_footprints(bundle, whole_request, imagery)
+        inputs = identify(whole_request, imagery)
+    chips = real_chips(bundle, imagery, coverage)
+    coverage = None  # of a million footprints it would count as memory of the engine
     before = Machine.read(tree.root, tree.run)
     found = _Found()
     with Watch(tree, clock=clock) as watch:
@@ -151,15 +169,17 @@ def run_bench(
                 sweep, open_one, chips, request.rule, watch, say, request.burn_in_seconds, clock
             ):
                 found.take(one)
+            if not found.cells:
+                raise EngineError(found.skipped[0].reason)
             if whole_request is not None and imagery is not None:
                 files = image_files(imagery)
-                measure_runs(whole_request, files, request.runs, watch, say, found.whole)
+                measure_runs(
+                    whole_request, files, request.runs, watch, say, found.whole, opener=opener, clock=clock
+                )
         except KeyboardInterrupt:
             if not found.cells:
                 raise
             found.interrupted = True
-    if not found.cells:
-        raise EngineError(found.skipped[0].reason)
     after = Machine.read(tree.root, tree.run)
     doubts = [*doubts_of_machine(before, after, watch), *found.doubts()]
     return {
@@ -170,11 +190,13 @@ def run_bench(
         "interrupted": found.interrupted or found.whole.interrupted,
         "valid": not doubts,
         "doubts": doubts,
-        "notes": [*notes_on_machine(after, watch), *found.whole.notes],
+        "notes": [*notes_on_machine(after, watch), *found.notes(), *found.whole.notes],
         "machine": _machine(before),
         "watched": _watched(before, after, watch),
         "model": _model(bundle),
         "chips": chips.source,
+        "options": request.options(),
+        "inputs": inputs,
         "rule": {
             **asdict(request.rule),
             "burn_in_seconds": request.burn_in_seconds,
@@ -201,8 +223,13 @@ class _Found:
         else:
             self.skipped.append(one)
 
+    def notes(self) -> list[str]:
+        return [STREAMS] if any(cell.facts.name == "openvino" for cell in self.cells) else []
+
     def doubts(self) -> list[str]:
-        doubts = [doubt for cell in self.cells for doubt in cell.doubts()] + self.whole.doubts()
+        doubts = [doubt for cell in self.cells for doubt in cell.doubts()]
+        doubts += [f"{one.what} was not measured: {one.reason}" for one in self.skipped]
+        doubts += self.whole.doubts()
         if self.interrupted or self.whole.interrupted:
             doubts.append("it was interrupted before all was measured")
         return doubts
@@ -247,7 +274,7 @@ def _watched(before: Machine, after: Machine, watch: Watch) -> dict[str, Any]:
         "celsius_after": _celsius(after),
         "hottest_celsius": watch.hottest_celsius,
         "slowed_by": list(watch.slowed_by),
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_bytes(),
     }
 
 
@@ -267,13 +294,3 @@ def _model(bundle: Bundle) -> dict[str, Any]:
         "chip_shape": list(manifest.contract.chip_shape),
         "classes": len(manifest.classes),
     }
-
-
-def _peak_memory_bytes() -> int | None:
-    """Largest memory of this process so far; None where the system does not tell (Windows)."""
-    if os.name != "posix":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

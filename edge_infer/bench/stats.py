@@ -115,9 +115,12 @@ def thin(values: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.float64]:
     return np.asarray(values[np.linspace(0, len(values) - 1, most).round().astype(int)])
 
 
-def mean_of(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean along the last axis."""
-    return np.asarray(samples.mean(axis=-1))
+def rate_of(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rate of all the work in all the time, along the last axis, of rates of equal pieces of work.
+
+    Of such rates that is the harmonic mean: a piece that took long counts by the time that it took.
+    """
+    return np.asarray(1 / (1 / samples).mean(axis=-1))
 
 
 def percentile_of(share: float) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:

@@ -140,9 +140,9 @@ def _whole(whole: dict[str, Any]) -> list[str]:
     runs, engine = whole["runs"], whole["engine"]
     stages = list(runs[0]["seconds"])
     titles = [stage.replace("_waited", " waits") for stage in stages]
-    rows = [["cache", "footprints/s", *titles, "W", "J each"]]
+    rows = [["cache", "footprints/s", *titles, "W", "J each", "J each in all"]]
     for run in runs:
-        power = run["power"] or {}
+        power, in_all = run["power"] or {}, run["power_in_all"] or {}
         rows.append(
             [
                 run["cache"],
@@ -150,17 +150,19 @@ def _whole(whole: dict[str, Any]) -> list[str]:
                 *(f"{run['seconds'][stage]:.2f}" for stage in stages),
                 _number(power.get("total_watts"), 2),
                 _number(power.get("joules_each"), 4),
+                _number(in_all.get("joules_each"), 4),
             ]
         )
     medians = [
         f"{cache} {median(run['footprints_per_second'] for run in runs if run['cache'] == cache):,.1f}"
         for cache in Counter(run["cache"] for run in runs)
     ]
-    what = f"{engine['name']} {engine['precision']}, batch {engine['batch']}"
+    what = f"{engine['name']} {engine['precision']}, batch {engine['batch']}, {whole['threads']} readers"
     return [
         f"whole runs over {runs[0]['footprints']:,} footprints, {what}; seconds by stage, readers summed",
         *columns(rows, 1),
         f"  median footprints/s: {', '.join(medians)}",
+        "  footprints/s, W and J each while they stream; in all: with opening the inputs, engine and output",
     ]
 
 

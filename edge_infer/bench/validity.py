@@ -9,7 +9,7 @@ import numpy as np
 from edge_infer.bench.stats import FEWEST_GROUPS, steadiness
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -50,13 +50,36 @@ def notes_on_machine(machine: Machine, watch: Watch) -> list[str]:
     notes = []
     if machine.clocks is None:
         notes.append(f"whether clocks are locked is unknown: {machine.absent['clocks']}")
-    elif machine.graphics_cards is not None and not machine.is_jetson:
-        notes.append("whether the GPU's clocks are locked (nvidia-smi --lock-gpu-clocks) is unknown")
+    elif machine.is_jetson and all(clock.kind != "memory" for clock in machine.clocks):
+        notes.append(
+            "whether the memory's clock (EMC) is locked is unknown: only root may read it "
+            "(sudo jetson_clocks --show)"
+        )
+    if machine.graphics_cards is not None and not machine.is_jetson:
+        notes.append(
+            "whether the GPU's clocks are locked (sudo nvidia-smi --lock-gpu-clocks=MHZ,MHZ) is unknown: the "
+            "driver does not tell; whether they moved is looked at every second"
+        )
+    if watch.at_power_limit:
+        notes.append(
+            f"{', '.join(watch.at_power_limit)} ran at its power limit, which holds its clock down: a lower "
+            "clock, locked, is steadier"
+        )
     if not watch.tells_throttling:
         notes.append(f"whether it was throttled is unknown: {machine.absent['throttling']}")
     if watch.meter_absent is not None:
         notes.append(f"no power was measured: {watch.meter_absent}")
     return notes
+
+
+def doubts_of_cards(what: str, clocks: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Give the reasons that lie in the clocks of graphics cards: lowest and highest of each, MHz."""
+    return [
+        f"{what}: the clock of {name} went from {low:,.0f} to {high:,.0f} MHz: lock it where heat and power "
+        "let it stay (sudo nvidia-smi --lock-gpu-clocks=MHZ,MHZ)"
+        for name, (low, high) in clocks.items()
+        if low < high
+    ]
 
 
 def doubts_of_rates(what: str, rates: npt.NDArray[np.float64]) -> list[str]:

@@ -116,6 +116,8 @@ class Watch:
         self._first_throttling: Throttling | None = None
         self._slowed: dict[str, None] = {}
         self._hottest: float | None = None
+        self._clocks: list[tuple[float, str, float]] = []
+        self._at_limit: dict[str, None] = {}
         self._heat_due = -float("inf")
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -142,7 +144,7 @@ class Watch:
             self._read_power(now)
             if now >= self._heat_due:
                 self._heat_due = now + HEAT_SECONDS
-                self._read_heat()
+                self._read_heat(now)
         return now
 
     def power(self, start: float, end: float) -> PowerFigures | None:
@@ -161,6 +163,24 @@ class Watch:
             seconds=end - start,
             readings=readings,
         )
+
+    def card_clocks(self, start: float, end: float) -> dict[str, tuple[float, float]]:
+        """Tell the lowest and highest clock of each graphics card between two moments, MHz.
+
+        A card whose clock the driver does not tell is left out.
+        """
+        with self._lock:
+            read = [(name, mhz) for at, name, mhz in self._clocks if start <= at <= end]
+        return {
+            name: (min(mhz for one, mhz in read if one == name), max(mhz for one, mhz in read if one == name))
+            for name in dict.fromkeys(name for name, _ in read)
+        }
+
+    @property
+    def at_power_limit(self) -> tuple[str, ...]:
+        """Graphics cards whose clocks their power limit held down since the watch began, each once."""
+        with self._lock:
+            return tuple(self._at_limit)
 
     @property
     def slowed_by(self) -> tuple[str, ...]:
@@ -197,7 +217,7 @@ class Watch:
                 self._tracks.setdefault(counter.name, EnergyTrack()).add_joules(now, grown)
         self._counts |= counts
 
-    def _read_heat(self) -> None:
+    def _read_heat(self, now: float) -> None:
         throttling = read_throttling(self._tree)
         if not isinstance(throttling, str):
             if self._first_throttling is None:
@@ -209,6 +229,12 @@ class Watch:
         if not isinstance(cards, str):
             self._slowed |= {f"{card.name}: {why}": None for card in cards for why in card.slowed_by}
             degrees += [card.celsius for card in cards]
+            for number, card in enumerate(cards):
+                name = card.name if len(cards) == 1 else f"{card.name} ({number})"
+                if card.at_power_limit:
+                    self._at_limit[name] = None
+                if card.clock_mhz is not None:
+                    self._clocks.append((now, name, card.clock_mhz))
         zones = read_thermal_zones(self._tree)
         if not isinstance(zones, str):
             degrees += [zone.celsius for zone in zones]

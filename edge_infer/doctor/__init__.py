@@ -15,7 +15,7 @@ from edge_infer.doctor.finding import LEVELS, Finding, Level, attempt, worst
 from edge_infer.machine import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FORMAT = 1
 """Of the JSON; a change that a reader would trip over raises it."""
@@ -90,17 +90,13 @@ def examine(checkup: Checkup, machine: Machine | None = None) -> Report:
     """Look at everything that is there and was named; `machine` is this one unless another is given."""
     from edge_infer.doctor.graphics import look_at_graphics, look_at_plans
     from edge_infer.doctor.hardware import look_at_hardware
-    from edge_infer.doctor.software import look_at_disks, look_at_software
-    from edge_infer.engine.tensorrt.cache import cache_folder
+    from edge_infer.doctor.software import look_at_software
 
     machine = machine or Machine.read()
-    places = [("what is written here", Path.cwd()), ("engines", cache_folder(None))]
-    if checkup.out is not None:
-        places.insert(0, ("the output", checkup.out.absolute().parent))
     gpu, graphics = look_at_graphics(machine)
     parts = {
         "machine": attempt("machine", lambda: look_at_hardware(machine)),
-        "software": [*look_at_software(), *attempt("disk", lambda: look_at_disks(places))],
+        "software": [*look_at_software(), *attempt("disk", lambda: _disks(checkup))],
         "graphics": [*graphics, *attempt("engines", lambda: look_at_plans(gpu))],
     }
     if checkup.model is not None:
@@ -113,3 +109,19 @@ def examine(checkup: Checkup, machine: Machine | None = None) -> Report:
             if work:
                 parts["work"] = work
     return Report(parts, machine)
+
+
+def _disks(checkup: Checkup) -> Iterator[Finding]:
+    """See whether there is room where something will be written."""
+    from edge_infer.doctor.software import look_at_disks
+    from edge_infer.engine.tensorrt.cache import cache_folder
+
+    places = [("engines", cache_folder(None))]
+    try:
+        places.insert(0, ("what is written here", Path.cwd()))
+        if checkup.out is not None:
+            places.insert(0, ("the output", checkup.out.absolute().parent))
+    except FileNotFoundError:
+        gone = "the folder that this was called in is gone"
+        yield Finding("disk", "problem", gone, "change to another one: cd")
+    yield from look_at_disks(places)

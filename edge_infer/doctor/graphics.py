@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 CUDA_FOLDER = Path("/usr/local/cuda")
 """Where a CUDA toolkit lies, a Jetson's, too."""
 
-ON_A_JETSON = "sudo apt install nvidia-jetpack; then make the environment anew: jetson/README.md"
+UNTIL_THEN = "until then --engine openvino"
+
+ON_A_JETSON = (
+    "without a network: install.sh of the wheelhouse makes the environment anew with JetPack's TensorRT; "
+    f"with one, where JetPack lacks it: sudo apt install nvidia-jetpack; {UNTIL_THEN}"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that engines would run on, or why there is none."""
+    """The GPU that engines would run on, where there is one."""
 
     facts: GpuFacts | None
-    why_not: str | None
     tensorrt: str | None
     """Version of a TensorRT that can be used with it."""
 
@@ -45,7 +49,7 @@ def look_at_graphics(machine: Machine) -> tuple[Gpu, list[Finding]]:
     facts, findings = _driver(machine)
     expected = facts is not None or machine.is_jetson or machine.nvidia_cards > 0
     if not expected:
-        return Gpu(None, "there is none", None), findings
+        return Gpu(None, None), findings
     found: list[str] = []
     findings += attempt("TensorRT", lambda: _tensorrt(machine, facts, found))
     findings += attempt("pycuda", lambda: _pycuda(machine, facts))
@@ -54,7 +58,7 @@ def look_at_graphics(machine: Machine) -> tuple[Gpu, list[Finding]]:
         findings += attempt("kernels", lambda: _kernels(facts))
     without_pycuda = find_spec("pycuda") is None
     tensorrt = found[0] if found and not without_pycuda else None
-    return Gpu(facts, None if facts else "its driver does not answer", tensorrt), findings
+    return Gpu(facts, tensorrt), findings
 
 
 def look_at_plans(gpu: Gpu) -> Iterator[Finding]:
@@ -70,7 +74,8 @@ def look_at_plans(gpu: Gpu) -> Iterator[Finding]:
             yield Finding("engines", "ok", f"none are built yet ({cache.folder})", later)
         return
     if gpu.facts is None or gpu.tensorrt is None:
-        yield Finding("engines", "ok", f"{len(entries)} in {cache.folder}, which need a GPU with TensorRT")
+        lost = f"{len(entries)} in {cache.folder}, which need a GPU with TensorRT: the CPU runs the model"
+        yield Finding("engines", "warning", lost, f"mend what lacks, or remove {cache.folder}")
         return
     whys = [objection(entry, None, gpu.facts, gpu.tensorrt) for entry in entries]
     of_others = [why for why in whys if why is not None]
@@ -120,19 +125,23 @@ def _tensorrt(machine: Machine, facts: GpuFacts | None, found: list[str]) -> Ite
 
 def _pycuda(machine: Machine, facts: GpuFacts | None) -> Iterator[Finding]:
     if find_spec("pycuda") is None:
-        install = "jetson/install.sh builds it" if machine.is_jetson else "pip install pycuda"
+        install = (
+            "install.sh of the wheelhouse builds it, without a network"
+            if machine.is_jetson
+            else f"with a network: pip install pycuda; {UNTIL_THEN}"
+        )
         yield Finding("pycuda", "warning", "not there: the CPU runs the model, slowly", install)
         return
     if facts is None:
-        yield Finding("pycuda", "ok", f"{_version('pycuda')}, not tried without a driver")
+        untried = f"{_version('pycuda')}, not tried without a driver"
+        yield Finding("pycuda", "warning", untried, "mend the driver first: see GPU")
         return
     try:
         import pycuda.driver  # noqa: F401
     except (ImportError, OSError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Finding(
-            "pycuda", "problem", f"cannot be loaded: {text}", "build it anew for this CUDA and NumPy"
-        )
+        again = f"build it anew for this CUDA and NumPy (Jetson: install.sh of the wheelhouse); {UNTIL_THEN}"
+        yield Finding("pycuda", "problem", f"cannot be loaded: {text}", again)
         return
     yield Finding("pycuda", "ok", _version("pycuda"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from edge_infer.doctor.finding import Finding
 from edge_infer.machine.board import OLDEST_L4T
@@ -16,6 +16,11 @@ SUPPORTED_FAMILIES = ("Orin", "Thor")
 
 WARM_MARGIN = 10.0
 """Degrees below the point where it slows down from which on a machine is called hot."""
+
+USUAL_LIMIT, USUAL_CARD_LIMIT = 100.0, 90.0
+"""°C where chips and cards that do not tell their limit slow down, about."""
+
+INSIDE = "a container does not show it: look from the board itself"
 
 GIB = 2**30
 LITTLE_MEMORY = 1.5 * GIB
@@ -41,7 +46,7 @@ def look_at_hardware(machine: Machine) -> Iterator[Finding]:
 
 def _board(machine: Machine) -> Finding:
     if machine.board is None:
-        return Finding("board", "ok", f"unknown: {machine.absent['board']}")
+        return _unknown("board", machine, machine.absent["board"])
     family = machine.board.family
     if family is not None and family not in SUPPORTED_FAMILIES:
         return Finding(
@@ -55,9 +60,9 @@ def _board(machine: Machine) -> Finding:
 
 def _jetson_linux(machine: Machine) -> Finding:
     name, found = "Jetson Linux", machine.jetson_linux
+    if found is None and machine.is_jetson:
+        return _unknown(name, machine, machine.absent["jetson_linux"])
     if found is None:
-        if machine.is_jetson:
-            return Finding(name, "ok", f"unknown: {machine.absent['jetson_linux']}")
         return Finding(name, "ok", "not there, as this is no Jetson")
     if found.release[:2] < OLDEST_L4T:
         return Finding(
@@ -69,12 +74,13 @@ def _jetson_linux(machine: Machine) -> Finding:
 def _cpu(machine: Machine) -> Finding:
     cpu = machine.cpu
     if cpu is None:
-        return Finding("CPU", "ok", f"unknown: {machine.absent['cpu']}")
+        return _unknown("CPU", machine, machine.absent["cpu"])
     fast = f", fast INT8 by {', '.join(cpu.int8_instructions)}" if cpu.int8_instructions else ""
     text = f"{cpu.model}, {cpu.cores} cores{fast}"
     if cpu.cores < cpu.cores_present:
         text = f"{cpu.model}, {cpu.cores} of {cpu.cores_present} cores are on{fast}"
-        return Finding("CPU", "ok", text, "the power mode decides: sudo nvpmodel -q, sudo nvpmodel -m N")
+        on = "the power mode decides: sudo nvpmodel -q, sudo nvpmodel -m N" if machine.is_jetson else None
+        return Finding("CPU", "ok", text, on)
     if not cpu.int8_instructions:
         return Finding(
             "CPU", "ok", f"{text}, no instructions for INT8", "INT8 may be no faster: edge-infer bench tells"
@@ -85,7 +91,7 @@ def _cpu(machine: Machine) -> Finding:
 def _memory(machine: Machine) -> Finding:
     memory = machine.memory
     if memory is None:
-        return Finding("memory", "ok", f"unknown: {machine.absent['memory']}")
+        return _unknown("memory", machine, machine.absent["memory"])
     kind = " (zram)" if memory.zram else ""
     swap = f"{memory.swap_total_bytes / GIB:.1f} GiB swap{kind}" if memory.swap_total_bytes else "no swap"
     text = f"{memory.available_bytes / GIB:.1f} of {memory.total_bytes / GIB:.1f} GiB free, {swap}"
@@ -118,7 +124,7 @@ def _power_mode(machine: Machine) -> Finding:
 
 def _clocks(machine: Machine) -> Finding:
     if machine.clocks is None:
-        return Finding("clocks", "ok", f"unknown: {machine.absent['clocks']}")
+        return _unknown("clocks", machine, machine.absent["clocks"])
     text = ", ".join(_range(clock) for clock in _of_each_kind(machine.clocks))
     if machine.clocks_locked:
         return Finding("clocks", "ok", f"locked: {text}")
@@ -143,23 +149,51 @@ def _range(clock: Clock) -> str:
     return f"{kind} {low}{clock.highest_mhz:,.0f} MHz"
 
 
+class _Heat(NamedTuple):
+    """What one thermometer says, °C."""
+
+    name: str
+    celsius: float
+    limit: float
+    """Where something happens to the part."""
+    told: str
+    """What that is."""
+
+    @property
+    def to_go(self) -> float:
+        return self.limit - self.celsius
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.celsius:.0f} °C"
+
+
 def _temperature(machine: Machine) -> Finding:
-    zone = machine.hottest
-    cards = [card for card in machine.graphics_cards or () if card.celsius is not None]
-    shown = [f"{card.name} {card.celsius:.0f} °C" for card in cards]
-    if zone is None or zone.celsius is None:
-        return Finding("temperature", "ok", ", ".join(shown) or "unknown: no thermometer answers")
-    text = ", ".join([f"{zone.celsius:.0f} °C ({zone.name})", *shown])
-    if zone.slows_at is not None:
-        text += f", slowed down from {zone.slows_at:.0f} °C on"
-        if zone.celsius >= zone.slows_at - WARM_MARGIN:
-            return Finding(
-                "temperature",
-                "warning",
-                text,
-                "cool it: shade, air, a clean fan at full speed; or a smaller power mode",
-            )
-    return Finding("temperature", "ok", text)
+    """Judge each thermometer by its own limit; the one that is nearest to it comes first."""
+    heats = sorted(_heats(machine), key=lambda heat: heat.to_go)
+    if not heats:
+        return _unknown("temperature", machine, "no thermometer answers")
+    cards = {card.name for card in machine.graphics_cards or ()}
+    others = [str(heat) for heat in heats[1:] if heat.to_go <= WARM_MARGIN or heat.name in cards]
+    text = "; ".join([f"{heats[0]}, {heats[0].told}", *others])
+    if heats[0].to_go > WARM_MARGIN:
+        return Finding("temperature", "ok", text)
+    cool = "cool it: shade, air, a clean fan at full speed" + "; or a smaller power mode" * machine.is_jetson
+    return Finding("temperature", "warning", text, cool)
+
+
+def _heats(machine: Machine) -> Iterator[_Heat]:
+    for zone in machine.thermal_zones or ():
+        if zone.celsius is None:
+            continue
+        if zone.slows_at is not None:
+            yield _Heat(zone.name, zone.celsius, zone.slows_at, f"slowed down from {zone.slows_at:.0f} °C on")
+        elif zone.ends_at is not None:
+            yield _Heat(zone.name, zone.celsius, zone.ends_at, f"switched off at {zone.ends_at:.0f} °C")
+        else:
+            yield _Heat(zone.name, zone.celsius, USUAL_LIMIT, "its limit is unknown")
+    for card in machine.graphics_cards or ():
+        if card.celsius is not None:
+            yield _Heat(card.name, card.celsius, USUAL_CARD_LIMIT, "its limit is unknown")
 
 
 def _throttling(machine: Machine) -> Finding:
@@ -175,7 +209,7 @@ def _throttling(machine: Machine) -> Finding:
             "results stay right, but come slower: cool it, or give it a stronger power supply",
         )
     if state is None:
-        return Finding("throttling", "ok", f"unknown: {machine.absent['throttling']}")
+        return _unknown("throttling", machine, machine.absent["throttling"])
     events = {name: count for name, count in state.events.items() if count}
     told = ", ".join(f"{name} {count:,} times" for name, count in events.items())
     if any("over-current" in name for name in events):
@@ -197,3 +231,10 @@ def _power(machine: Machine) -> Finding:
         shown = ", ".join(f"{name} {watts:.1f} W" for name, watts in rails.items())
         return Finding("power", "ok", shown or "measured by a counter of energy", None, rails)
     return Finding("power", "ok", f"{total[0]:.1f} W ({total[1]})", None, rails)
+
+
+def _unknown(name: str, machine: Machine, why: str) -> Finding:
+    """Tell what is not known: of a Jetson, which shows it to everybody, that is odd."""
+    if machine.is_jetson:
+        return Finding(name, "warning", f"unknown: {why}", INSIDE)
+    return Finding(name, "ok", f"unknown: {why}")

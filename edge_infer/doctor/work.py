@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from edge_infer.coverage import cover, doubtful_places
 from edge_infer.doctor.finding import Finding
-from edge_infer.errors import ContractError, FootprintsError, ImageryError, OutputError
+from edge_infer.errors import ContractError, EdgeInferError, FootprintsError, ImageryError, OutputError
 from edge_infer.footprints import read_footprints
 from edge_infer.imagery import open_imagery
+from edge_infer.info import describe_file
 from edge_infer.outlines import cover_own, write_outlines
 from edge_infer.output import refuse_output
 
@@ -134,7 +135,25 @@ def _output(checkup: Checkup, bundle: Bundle) -> Finding:
     assert checkup.out is not None, "the caller has looked"
     inputs = [path for path in (checkup.footprints, bundle.path, *checkup.imagery) if path is not None]
     try:
+        refuse_output(checkup.out, inputs, overwrite=True)
+        begun = _begun(checkup.out)
+        if begun is not None:
+            return begun
         refuse_output(checkup.out, inputs, overwrite=False)
     except OutputError as error:
         return _refused("output", error)
     return Finding("output", "ok", f"{checkup.out} can be written")
+
+
+def _begun(out: Path) -> Finding | None:
+    """Tell of an output of an earlier run, with which `run` goes on if it is told to; None of other files."""
+    try:
+        facts = describe_file(out) if out.exists() else {}
+    except EdgeInferError:
+        return None
+    if facts.get("kind") != "output":
+        return None
+    pending = facts["statuses"].get("pending", 0)
+    done = f"{pending:,} of {facts['footprints']:,} footprints are still to do" if pending else "all is done"
+    go_on = "--resume goes on with it, --overwrite replaces it; or name another"
+    return Finding("output", "warning", f"{out} is of an earlier run: {done}", go_on, {"pending": pending})

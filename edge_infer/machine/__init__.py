@@ -97,12 +97,6 @@ class Machine:
         """Whether all clocks that can be read stand still; None where none can be."""
         return None if self.clocks is None else all(clock.locked for clock in self.clocks)
 
-    @property
-    def hottest(self) -> ThermalZone | None:
-        """The warmest thermometer; None where none answers."""
-        zones = [zone for zone in self.thermal_zones or () if zone.celsius is not None]
-        return max(zones, key=lambda zone: zone.celsius or 0.0, default=None)
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values under the names of the fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -9,12 +9,18 @@ if TYPE_CHECKING:
     from edge_infer.machine.tree import Tree
 
 _FIELDS = (
-    *("name", "driver_version", "temperature.gpu", "clocks.sm", "clocks.max.sm"),
-    *("power.draw", "power.limit", "clocks_throttle_reasons.active"),
+    *("name", "driver_version", "temperature.gpu"),
+    *("clocks.sm", "clocks.max.sm", "power.draw", "power.limit"),
 )
 
+_REASONS = (("clocks_event_reasons.active",), ("clocks_throttle_reasons.active",), ())
+"""One thing by the names of newer and of older drivers, or not at all: nvidia-smi answers nothing where it
+does not know one of the fields."""
+
+_POWER_LIMIT = 0x4
+"""A card that is at work reaches its limit; that is how it is meant to run, and no fault."""
+
 _SLOWED_BY = {
-    0x4: "its power limit",
     0x8: "its hardware (heat or power)",
     0x20: "heat",
     0x40: "heat, in hardware",
@@ -37,16 +43,20 @@ class GraphicsCard:
     limit_watts: float | None
     slowed_by: tuple[str, ...]
     """Why it runs slower than it could, in a few words each; empty where it does not."""
+    at_power_limit: bool
+    """Whether its clock is held down by the limit of its power."""
 
 
 def read_graphics_cards(tree: Tree) -> tuple[GraphicsCard, ...] | str:
     """List the cards, or say why there are none."""
-    told = tree.run(("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"))
-    if told is None:
-        return "nvidia-smi is not there or does not answer"
-    rows = [[value.strip() for value in line.split(",")] for line in told.splitlines()]
-    cards = tuple(_card(row) for row in rows if len(row) == len(_FIELDS))
-    return cards or "nvidia-smi lists no card"
+    for reasons in _REASONS:
+        fields = (*_FIELDS, *reasons)
+        told = tree.run(("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"))
+        if told is not None:
+            rows = [[value.strip() for value in line.split(",")] for line in told.splitlines()]
+            cards = tuple(_card(row) for row in rows if len(row) == len(fields))
+            return cards or "nvidia-smi lists no card"
+    return "nvidia-smi is not there or does not answer"
 
 
 def count_nvidia_cards(tree: Tree) -> int:
@@ -62,10 +72,11 @@ def _card(row: list[str]) -> GraphicsCard:
     celsius, clock, highest, watts, limit = map(number, values[:5])
     try:
         reasons = int(values[5], 16)
-    except ValueError:
+    except (ValueError, IndexError):
         reasons = 0
     slowed = tuple(why for bit, why in _SLOWED_BY.items() if reasons & bit)
-    return GraphicsCard(name, driver, celsius, clock, highest, watts, limit, slowed)
+    at_limit = bool(reasons & _POWER_LIMIT)
+    return GraphicsCard(name, driver, celsius, clock, highest, watts, limit, slowed, at_limit)
 
 
 def number(text: str) -> float | None:

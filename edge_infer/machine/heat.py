@@ -1,9 +1,11 @@
 """Temperatures, and whether anything is slowed down because of them or of the power supply.
 
-Sources: the kernel's thermal sysfs (millidegrees; trip points of type passive, hot, critical); cooling
-devices, of which a Jetson's `*-throttle-alert` are above 0 while that part is throttled (a fan is a cooling
-device, too, but no throttling); a Jetson's over-current events, which `ocN_event_cnt` of the hwmon device
-`soctherm_oc` counts since the start; x86's `thermal_throttle/*_throttle_count`.
+Sources: the kernel's thermal sysfs (millidegrees; trip points of type passive and critical; `cdevN`, a link
+to a cooling device, and `cdevN_trip_point`, the number of the trip that switches it on); cooling devices, of
+which a Jetson's `*-throttle-alert` are above 0 while that part is throttled (a fan and a warning of a hot
+surface are cooling devices, too, but slow nothing down); a Jetson's over-current events, which
+`ocN_event_cnt` of the hwmon device `soctherm_oc` counts since the start; x86's
+`thermal_throttle/*_throttle_count`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 LOWEST_CELSIUS = -40.0
 """What reads lower is switched off: Jetson's power-gated parts say -256."""
 
-_SLOWS = re.compile(r"throttle-alert|hot-surface-alert|^cpufreq|^devfreq|^thermal-cpufreq|^Processor$")
+_SLOWS = re.compile(r"throttle-alert|^cpufreq|^devfreq|^thermal-cpufreq|^Processor$")
 """Cooling devices that cool by slowing down."""
+
+_SLOWS_NOTHING = re.compile(r"hot-surface-alert|fan", re.IGNORECASE)
+"""Those that do not: an Orin has a trip at 70 °C that warns of its surface, and slows down from 99 °C on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +94,31 @@ def read_throttling(tree: Tree) -> Throttling | str:
 def _zone(tree: Tree, path: str) -> ThermalZone:
     value = tree.number(f"{path}/temp")
     celsius = None if value is None or value / 1000 <= LOWEST_CELSIUS else value / 1000
-    trips: dict[str, list[float]] = {}
-    for trip in tree.folders(f"{path}/trip_point_*_type"):
-        kind, at = tree.text(trip), tree.number(f"{trip.removesuffix('_type')}_temp")
-        if kind is not None and at is not None and at > 0:  # 0 and below: switched off
-            trips.setdefault(kind, []).append(at / 1000)
+    bound = _bound(tree, path)
+    slows: list[float] = []
+    ends: list[float] = []
+    for trip in tree.folders(f"{path}/trip_point_*_temp"):
+        kind, at = tree.text(f"{trip.removesuffix('_temp')}_type"), tree.number(trip)
+        if at is None or at <= 0:  # switched off
+            continue
+        devices = bound.get(trip.removesuffix("_temp").rpartition("_")[2], [])
+        if kind == "critical":
+            ends.append(at / 1000)
+        elif kind == "passive" and not (devices and all(map(_SLOWS_NOTHING.search, devices))):
+            slows.append(at / 1000)
     return ThermalZone(
         tree.text(f"{path}/type") or path.rpartition("/")[2],
         celsius,
-        min(trips.get("passive", trips.get("hot", [])), default=None),
-        min(trips.get("critical", []), default=None),
+        min(slows, default=None),
+        min(ends, default=None),
     )
+
+
+def _bound(tree: Tree, path: str) -> dict[str, list[str]]:
+    """Names of the cooling devices that each trip point of a zone switches on, by its number."""
+    bound: dict[str, list[str]] = {}
+    for file in tree.folders(f"{path}/cdev*_trip_point"):
+        name, trip = tree.text(f"{file.removesuffix('_trip_point')}/type"), tree.text(file)
+        if name and trip:
+            bound.setdefault(trip, []).append(name)
+    return bound

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -30,7 +31,7 @@ from edge_infer.doctor.graphics import look_at_graphics, look_at_plans
 from edge_infer.doctor.hardware import look_at_hardware
 from edge_infer.doctor.software import look_at_disks, look_at_software
 from edge_infer.engine.choose import open_engine
-from edge_infer.engine.golden import classify_chips, compare, largest_difference
+from edge_infer.engine.golden import Agreement, classify_chips, compare, largest_difference
 from edge_infer.engine.tensorrt.cache import PlanCache, PlanKey, PlanRecord
 from edge_infer.errors import EngineError
 from edge_infer.machine import GraphicsCard, Machine
@@ -181,12 +182,69 @@ def test_a_laptop_is_not_bothered_with_what_jetsons_have(recorded):
 
 
 def test_a_card_that_is_slowed_down_is_told(recorded):
-    card = GraphicsCard("NVIDIA L4", "550.54", 84.0, 900.0, 2040.0, 71.9, 72.0, ("heat",))
+    card = GraphicsCard(
+        "NVIDIA L4", "550.54", 84.0, 900.0, 2040.0, 71.9, 72.0, ("heat",), at_power_limit=True
+    )
     machine = replace(look(recorded("laptop")), graphics_cards=(card,))
     found = by_name(list(look_at_hardware(machine)))
     assert found["throttling"].level == "warning"
     assert "NVIDIA L4 by heat" in found["throttling"].found
     assert "NVIDIA L4 84 °C" in found["temperature"].found
+
+
+def warm(tree: Any, degrees: dict[str, float]) -> Finding:
+    """The finding on heat where some zones of a recorded machine are at other degrees."""
+    for folder in tree.root.glob("sys/class/thermal/thermal_zone*"):
+        if (name := (folder / "type").read_text().strip()) in degrees:
+            (folder / "temp").write_text(f"{round(degrees[name] * 1000)}\n")
+    return by_name(list(look_at_hardware(look(tree))))["temperature"]
+
+
+def test_a_warm_orin_is_in_order(recorded):
+    """At 72 °C its surface is hot; it is slowed down from 99 °C on."""
+    tree = recorded("agx-orin")
+    found = warm(tree, {"tj-thermal": 72, "cpu-thermal": 72})
+    assert (found.level, found.found) == ("ok", "cpu-thermal 72 °C, slowed down from 99 °C on")
+    assert warm(tree, {"tj-thermal": 90}).level == "warning"
+
+
+def test_each_thermometer_has_its_own_limit(recorded):
+    tree = recorded("orin-nano")
+    (tree.root / "sys/class/thermal/thermal_zone5/trip_point_0_temp").write_text("60000\n")
+    found = warm(tree, {"soc0-thermal": 61, "cpu-thermal": 70, "gpu-thermal": 93})
+    assert found.level == "warning"
+    assert found.found == "soc0-thermal 61 °C, slowed down from 60 °C on; gpu-thermal 93 °C"
+
+
+@pytest.mark.parametrize(
+    ("zone", "degrees", "level", "told"),
+    [
+        ("x86_pkg_temp", 80, "ok", "its limit is unknown"),
+        ("x86_pkg_temp", 95, "warning", "its limit is unknown"),
+        ("acpitz", 112, "warning", "switched off at 120 °C"),
+    ],
+)
+def test_a_thermometer_that_does_not_tell_its_limit(recorded, zone, degrees, level, told):
+    found = warm(recorded("laptop"), {zone: degrees})
+    assert (found.level, found.found) == (level, f"{zone} {degrees} °C, {told}")
+
+
+def test_a_jetson_that_tells_nothing_is_warned_of(recorded):
+    """As in a container that does not see the board's files."""
+    tree = recorded("orin-nano")
+    shutil.rmtree(tree.root / "sys")
+    for name in ("meminfo", "cpuinfo"):
+        (tree.root / "proc" / name).unlink()
+    found = by_name(list(look_at_hardware(look(tree))))
+    assert {name for name, one in found.items() if one.level == "warning"} == {
+        *("CPU", "memory", "clocks", "temperature", "throttling")
+    }
+    assert "from the board itself" in str(found["memory"].do)
+
+
+def test_a_pc_with_one_thread_a_core_gets_no_jetsons_advice(recorded):
+    found = changed(recorded("laptop"), "sys/devices/system/cpu/present", "0-7\n")["CPU"]
+    assert ("4 of 8 cores are on" in found.found, found.do) == (True, None)
 
 
 def test_a_machine_that_tells_nothing_has_no_problem(tmp_path):
@@ -289,6 +347,8 @@ def test_a_jetson_without_tensorrt_is_told_what_to_install(recorded, monkeypatch
     found = by_name(findings)
     assert (found["TensorRT"].level, found["pycuda"].level) == ("warning", "warning")
     assert "nvidia-jetpack" in str(found["TensorRT"].do)
+    assert "until then --engine openvino" in str(found["TensorRT"].do)
+    assert "wheelhouse" in str(found["pycuda"].do)
     assert found["kernels"].level == "ok"  # an integrated GPU leaves the cutting to the CPU
     assert not gpu.usable
 
@@ -344,6 +404,7 @@ def test_engines_of_this_device_and_of_others(recorded, monkeypatch, tmp_path):
     assert "TensorRT was 10.7.0, is 10.3.0" in found.found
     (idle,) = look_at_plans(replace(gpu, tensorrt=None))
     assert "need a GPU with TensorRT" in idle.found
+    assert idle.level == "warning"
 
 
 # ---- the model
@@ -405,6 +466,16 @@ def test_every_chip_is_classified_and_padding_is_not(golden):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_answers_near_the_stored_ones_that_are_other_classes(golden, no_gpu, monkeypatch):
+    """Where probabilities are close calls, an engine may stay within its limit and turn many classes over."""
+    monkeypatch.setattr("edge_infer.doctor.model.compare", lambda found, expected: Agreement(19, 17, 0.0001))
+    found = model_findings(golden())["openvino fp32"]
+    assert (found.level, found.figures["same_class"]) == ("problem", 17)
+    assert "wanted 90% of the classes" in found.found
+    monkeypatch.setattr("edge_infer.doctor.model.compare", lambda found, expected: Agreement(19, 18, 0.0001))
+    assert model_findings(golden())["openvino fp32"].level == "ok"
+
+
 def test_numbers_that_are_none_count_as_infinitely_far():
     expected = np.array([[0.2, 0.8], [0.5, 0.5]], np.float32)
     found = np.array([[0.2, 0.8], [np.nan, 0.5]], np.float32)
@@ -457,7 +528,32 @@ def test_the_shares_are_those_of_the_run(scene, no_gpu):
     assert found["footprints"].found.startswith(
         "7 of 10 (70.0 %) would be classified; outside_imagery 2: no image"
     )
-    assert work_findings(scene)["output"].level == "problem"  # it exists by now
+    output = work_findings(scene)["output"]
+    assert (output.level, output.found) == ("warning", f"{scene.out} is of an earlier run: all is done")
+    assert "--resume" in str(output.do)
+
+
+def test_an_output_that_is_half_done_is_gone_on_with(scene, no_gpu):
+    request = RunRequest(
+        bundle=scene.model, imagery=scene.imagery, footprints=scene.footprints, out=scene.out
+    )
+    classify(request, quiet=True)
+    with closing(sqlite3.connect(scene.out)) as database:
+        triggers = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (name,) in triggers:  # which call functions that only GDAL has
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute("UPDATE houses SET status = 'pending' WHERE status = 'ok'")
+        database.commit()
+    found = work_findings(scene)["output"]
+    assert (found.level, found.figures) == ("warning", {"pending": 7})
+    assert found.found.endswith("7 of 10 footprints are still to do")
+
+
+def test_a_file_of_others_is_no_output_to_go_on_with(scene, no_gpu):
+    scene.out.write_bytes(b"SQLite format 3\0")
+    assert work_findings(scene)["output"].level == "problem"
+    named = replace(scene, out=scene.out.with_suffix(".gpkg"), footprints=scene.out)
+    assert "is an input" in work_findings(named)["output"].found
 
 
 def test_what_run_refuses_is_a_problem_in_its_words(scene, no_gpu, golden, capsys):
@@ -610,6 +706,16 @@ def test_contracts_with_other_windows_are_told(make_bundle, no_gpu):
     found = model_findings(make_bundle(contract))["contract"]
     assert "the footprint's own size" in found.found
     assert found.figures == contract.to_json()
+
+
+def test_in_a_folder_that_is_gone(tmp_path, monkeypatch, no_gpu, capsys):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    status, out, err = invoke(capsys, "town.edgemodel", "--out", "out.gpkg")
+    assert (status, err) == (3, "")
+    assert re.search(r"problem +disk +the folder that this was called in is gone", out)
 
 
 def test_this_machine_has_no_problem():

@@ -127,7 +127,26 @@ def test_thermometers_of_parts_that_sleep_have_no_temperature(machine):
     assert zones["cv0-thermal"].celsius is None
     assert (zones["cpu-thermal"].celsius, zones["cpu-thermal"].slows_at) == (48.906, 99.0)
     assert zones["tj-thermal"].ends_at == 104.5
-    assert machine.hottest.celsius == 49.25
+
+
+@on("orin-nano", "orin-nx", "agx-orin")
+def test_a_trip_that_only_warns_of_a_hot_surface_slows_nothing_down(machine):
+    """It lies at 70 °C on every Orin; throttling begins at 99."""
+    assert {zone.slows_at for zone in machine.thermal_zones} == {99.0}
+    assert "hot-surface-alert" not in machine.throttling.now
+
+
+def test_trips_that_are_bound_to_nothing_count(recorded):
+    tree = recorded("orin-nano")
+    for file in tree.root.glob("sys/class/thermal/thermal_zone0/cdev*_trip_point"):
+        file.unlink()
+    assert look(tree).thermal_zones[0].slows_at == 70.0, "what it does is not known"
+
+
+def test_a_trip_that_warns_and_slows_counts(recorded):
+    tree = recorded("orin-nano")
+    (tree.root / "sys/class/thermal/thermal_zone0/cdev0_trip_point").write_text("2\n")
+    assert look(tree).thermal_zones[0].slows_at == 70.0
 
 
 @on("laptop")
@@ -135,7 +154,7 @@ def test_trip_points_that_are_switched_off_are_none(machine):
     zones = {zone.name: zone for zone in machine.thermal_zones}
     assert zones["x86_pkg_temp"].slows_at is None
     assert zones["INT3400 Thermal"].slows_at is None
-    assert machine.hottest.name == "x86_pkg_temp"
+    assert (zones["acpitz"].slows_at, zones["acpitz"].ends_at) == (None, 120.0)
 
 
 def test_what_reads_absolute_cold_is_switched_off(recorded):
@@ -264,9 +283,27 @@ def test_graphics_cards(tmp_path):
     machine = look(Recorded(tmp_path, run))
     idle, hot = machine.graphics_cards
     assert (idle.name, idle.driver, idle.slowed_by) == ("NVIDIA H100 80GB HBM3", "550.54.15", ())
-    assert hot.slowed_by == ("its power limit", "heat")
+    assert (hot.slowed_by, hot.at_power_limit) == (("heat",), True), "its own limit is no fault"
+    assert (idle.clock_mhz, hot.clock_mhz, idle.at_power_limit) == (345, 900, False)
     assert machine.power.rails == {"GPU 0 board": 71.32, "GPU 1 board": 71.9}
     assert machine.power.total == (pytest.approx(143.22), "GPU 0 board + GPU 1 board")
+
+
+@pytest.mark.parametrize(
+    ("known", "slowed"),
+    [("clocks_event_reasons.active", ("heat",)), ("clocks_throttle_reasons.active", ("heat",)), (None, ())],
+)
+def test_a_field_that_a_driver_does_not_know_costs_only_itself(tmp_path, known, slowed):
+    """nvidia-smi ends with an error where it does not know one of the fields that it is asked for."""
+
+    def run(arguments):
+        fields = arguments[-2].partition("=")[2].split(",")
+        if arguments[0] != "nvidia-smi" or any("reasons" in field and field != known for field in fields):
+            return None
+        return "NVIDIA L4, 550.54.15, 84, 900, 2040, 71.9, 72.00" + ", 0x20" * (known in fields) + "\n"
+
+    (card,) = look(Recorded(tmp_path, run)).graphics_cards
+    assert (card.celsius, card.watts, card.slowed_by) == (84, 71.9, slowed)
 
 
 @on("thor")

@@ -83,12 +83,12 @@ def parse_version(text: str) -> tuple[int, ...]:
 def _remedy(driver: str) -> str:
     if JETSON_RELEASE.exists():
         return (
-            "on a Jetson it comes with JetPack (6.1 or newer) into the system's Python: "
-            "`sudo apt install python3-libnvinfer`, then make the environment anew with "
-            "`python3 -m venv --system-site-packages`"
+            "on a Jetson it comes with JetPack (6.1 or newer) into the system's Python (with a network: "
+            "`sudo apt install python3-libnvinfer`); make the environment anew with "
+            "`python3 -m venv --system-site-packages` or the wheelhouse's install.sh"
         )
     major = max(parse_version(driver)[:1] or (12,))
-    return f"the driver runs CUDA {driver}: `pip install tensorrt-cu{min(max(major, 11), 13)}`"
+    return f"the driver runs CUDA {driver}: with a network `pip install tensorrt-cu{min(max(major, 11), 13)}`"
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,6 +41,8 @@ class FakeEngine:
     batch: int = 4
     depth: int = 3
     precision: Precision = "fp32"
+    device: str = "paper"
+    answer: Callable[[np.ndarray], np.ndarray] = lambda probabilities: probabilities
     seconds_of: Callable[[int], float] = lambda _: 0.010
     submitted: list[Any] = field(default_factory=list)
     most_in_flight: int = 0
@@ -57,7 +59,7 @@ class FakeEngine:
             name="openvino",
             version="0",
             precision=self.precision,
-            device="paper",
+            device=self.device,
             batch=self.batch,
             why="test",
         )
@@ -77,7 +79,7 @@ class FakeEngine:
         slot, at = self._running.popleft()
         self.clock.now = max(self.clock.now, at)
         bright = slot.chips[: slot.count].mean(axis=(1, 2, 3), dtype=np.float32)[:, None] / 255
-        return slot, np.hstack([1 - bright, bright])
+        return slot, self.answer(np.hstack([1 - bright, bright]))
 
     def close(self) -> None:
         assert not self.closed

@@ -69,6 +69,70 @@ def test_a_picture(bench, golden_bundle, tmp_path):
     assert "name a file that ends in .png" in err
 
 
+def test_a_picture_of_names_that_hold_dollars(bench, golden_bundle, tmp_path):
+    """Matplotlib takes what stands between two of them for a formula."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "a$x^{$.json"
+    bench(golden_bundle, "--batch", "1", *QUICK, "--json", file)
+    document = json.loads(file.read_text())
+    document["model"]["name"] = "town $\\nosuch$"
+    file.write_text(json.dumps(document))
+    assert bench("--compare", file, file, "--plot", tmp_path / "both.svg")[0] == 0
+    assert (tmp_path / "both.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda document: document.update(alone=[]),
+        lambda document: document["alone"][0]["engine"].update(precision="int4"),
+        lambda document: document["alone"][0]["engine"].update(batch="many"),
+        lambda document: document["alone"][0]["latency"]["milliseconds"]["wall"].update(p50="x"),
+    ],
+)
+def test_a_malformed_document_is_refused(bench, golden_bundle, tmp_path, spoil):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "a.json"
+    bench(golden_bundle, "--batch", "2", *QUICK, "--json", file)
+    document = json.loads(file.read_text())
+    spoil(document)
+    file.write_text(json.dumps(document))
+    code, _, err = bench("--show", file, "--plot", tmp_path / "a.png")
+    assert (code, "malformed" in err) == (2, True)
+
+
+def test_rates_of_zero_are_refused(bench, golden_bundle, tmp_path):
+    file = tmp_path / "a.json"
+    bench(golden_bundle, "--batch", "2", *QUICK, "--json", file)
+    document = json.loads(file.read_text())
+    document["alone"][0]["latency"]["milliseconds"]["wall"]["p50"] = 0
+    file.write_text(json.dumps(document))
+    code, _, err = bench("--compare", file, file)
+    assert (code, "malformed" in err) == (2, True)
+
+
+def test_what_was_measured_is_printed_where_it_cannot_be_kept(bench, golden_bundle, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edge_infer.bench.document.replace_durably", full)
+    code, out, err = bench(golden_bundle, "--batch", "2", *QUICK, "--json", tmp_path / "a.json")
+    assert code == 2
+    assert "chips/s" in out
+    assert "No space left on device" in err
+
+
+def test_what_was_measured_is_kept_where_it_cannot_be_printed(bench, golden_bundle, tmp_path, monkeypatch):
+    def closed(text, err=False):
+        if not err:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("click.echo", closed)
+    with pytest.raises(SystemExit):
+        main(["bench", str(golden_bundle), "--batch", "2", *QUICK, "--json", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text())["alone"]
+
+
 def test_without_matplotlib_it_measures_and_says_so(bench, golden_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("edge_infer.bench.plot.find_spec", lambda name: None)
     code, out, err = bench(golden_bundle, "--batch", "2", *QUICK, "--plot", tmp_path / "a.png")
@@ -85,6 +149,9 @@ def test_without_matplotlib_it_measures_and_says_so(bench, golden_bundle, tmp_pa
         (("m.edgemodel", "--show", "a.json"), "name a MODEL"),
         (("m.edgemodel", "--batch", "1,x"), "found '1,x', wanted numbers"),
         (("m.edgemodel", "--batch", "0"), "a batch is of 1 chip or more"),
+        (("m.edgemodel", "--batch", "1,1"), "each batch is measured once"),
+        (("--feed", "--compare", "a.json", "b.json"), "--feed measures"),
+        (("--feed", "--show", "a.json"), "--feed measures"),
         (("m.edgemodel", "--footprints", "a.gpkg"), "lie on no imagery"),
         (("m.edgemodel", "--json", "/no/such/folder/a.json"), "cannot be written"),
         (("m.edgemodel",), "no such file"),

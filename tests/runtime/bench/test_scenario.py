@@ -102,6 +102,7 @@ def test_images_per_second_is_that_of_a_full_engine(fake_engine, clock, monkeypa
         (None, None, (1024, 24_576, 600), True),
         (None, 5.0, (1, 1, 5), False),
         (100, None, (100, 2400, 0), False),
+        (1, None, (1, 24, 0), False),
         (1024, 600.0, (1024, 24_576, 600), True),
         (1024, 60.0, (1024, 24_576, 60), False),
         (5000, 700.0, (5000, 120_000, 700), True),

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from edge_infer.bench.chips import real_chips
 from edge_infer.bench.scenario import Rule
 from edge_infer.bench.session import BenchRequest, run_bench
 from edge_infer.bench.table import describe
-from edge_infer.errors import BundleError, EngineError, Refused
+from edge_infer.bench.watch import PowerFigures, Watch
+from edge_infer.bench.whole import identify, image_files
+from edge_infer.bundle import open_bundle
+from edge_infer.classify import classify
+from edge_infer.coverage import cover
+from edge_infer.device.cuda import GpuMemoryError
+from edge_infer.engine.choose import open_engine
+from edge_infer.errors import BundleError, EdgeInferError, EngineError, Refused
+from edge_infer.feed import ChipBatch, stream_chips
+from edge_infer.footprints import read_footprints
+from edge_infer.imagery import open_imagery
 from edge_infer.machine import Tree
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "bench.schema.json").read_text())
@@ -66,6 +79,7 @@ def test_a_steady_engine_on_a_cool_board_with_locked_clocks_is_valid(on_board):
         "chips": 10,
         "same_class": 10,
         "largest_difference": pytest.approx(0, abs=1e-6),
+        "limit": 0.001,
     }
     assert single["latency"]["milliseconds"].keys() == {"host_latency", "enqueue", "wall"}
     watts = 4.840 * 5.200  # of VDD_IN, all the time
@@ -131,6 +145,19 @@ def test_burning_in_comes_first_and_once(on_board, clock, fake_engine):
     assert all(engine.closed for engine in engines)
 
 
+def test_burning_in_waits_for_an_engine_that_opens(on_board, fake_engine):
+    engines = []
+
+    def opener(bundle, *, batch, **_):
+        if batch == 1:
+            raise EngineError("not here")
+        engines.append(fake_engine(batch=batch))
+        return engines[-1]
+
+    on_board(opener=opener, batches=(1, 2), burn_in_seconds=30)
+    assert len(engines[0].submitted) > 30 / 0.010
+
+
 def test_a_sweep_of_all_precisions(on_board):
     document = on_board(precision="all", engine="openvino", batches=(1, 8))
     assert [(cell["engine"]["precision"], cell["engine"]["batch"]) for cell in document["alone"]] == [
@@ -152,8 +179,73 @@ def test_an_engine_that_cannot_be_opened_does_not_cost_the_others(on_board, fake
     assert document["skipped"] == [{"what": "batch 8", "reason": "no room for 8; use fewer"}]
     assert "left out: batch 8: no room for 8; use fewer" in describe(document)
     assert "batch 8: left out: no room for 8; use fewer" in said
+    assert "batch 8 was not measured: no room for 8; use fewer" in document["doubts"]
     with pytest.raises(EngineError, match="no room"):
         on_board(opener=opener, batches=(8,))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [GpuMemoryError("no memory"), EdgeInferError("lost"), OSError(28, "full"), RuntimeError("infer")],
+)
+def test_an_engine_that_breaks_off_does_not_cost_the_others(on_board, fake_engine, failure):
+    def opener(bundle, *, batch, **_):
+        def answer(probabilities):
+            if batch == 8 and len(engine.submitted) > 40:
+                raise failure
+            return probabilities
+
+        engine = fake_engine(batch=batch, answer=answer)
+        return engine
+
+    document = on_board(change=cool, opener=opener, batches=(1, 8, 4))
+    assert [cell["engine"]["batch"] for cell in document["alone"]] == [1, 4]
+    assert document["doubts"] == [f"batch 8 was not measured: {failure}"]
+
+
+def test_an_engine_that_answers_wrongly_is_not_valid(on_board, fake_engine):
+    def opener(bundle, *, batch, **_):
+        return fake_engine(batch=batch, answer=lambda probabilities: probabilities[:, ::-1])
+
+    document = on_board(change=cool, opener=opener, batches=(4,))
+    assert len(document["doubts"]) == 1
+    assert document["doubts"][0].startswith("fp32, batch 4: golden chips' probabilities differ by ")
+    assert "at most 0.001 is wanted" in document["doubts"][0]
+
+
+def test_a_gpu_whose_clock_moved_is_not_valid(fake_engine, recorded, clock, golden_bundle, monkeypatch):
+    """The driver does not tell whether it is locked: one that moves while an engine is measured is not."""
+    looks = iter(range(10_000))
+
+    def run(arguments):
+        if not any("clocks.sm" in argument for argument in arguments):
+            return None
+        return f"NVIDIA L4, 550.54, 41, {1980 - 15 * (next(looks) % 2)}, 2040, 71.5, 72.0, 0x0\n"
+
+    def opener(bundle, *, batch, **_):
+        def answer(probabilities):
+            watches[0].mark()
+            return probabilities
+
+        return fake_engine(batch=batch, device=devices[0], answer=answer)
+
+    board = recorded("laptop")
+    request = BenchRequest(bundle=golden_bundle, rule=TEN_SECONDS, batches=(8,))
+    watches: list[Watch] = []
+
+    def watching(*arguments, **options):
+        watches.append(Watch(*arguments, **options))
+        return watches[0]
+
+    monkeypatch.setattr("edge_infer.bench.session.Watch", watching)
+    devices = ["NVIDIA L4"]
+    document = checked(run_bench(request, tree=Tree(board.root, run), opener=opener, clock=clock))
+    assert any("the clock of NVIDIA L4 went from 1,965 to 1,980 MHz" in one for one in document["doubts"])
+    assert document["alone"][0]["card_clocks_mhz"] == {"NVIDIA L4": [1965, 1980]}
+    watches.clear()
+    devices[0] = "some CPU"
+    document = run_bench(request, tree=Tree(board.root, run), opener=opener, clock=clock)
+    assert not any("the clock of" in one for one in document["doubts"]), "it does not run there"
 
 
 def test_an_interrupted_benchmark_keeps_what_it_has(on_board, fake_engine):
@@ -183,8 +275,26 @@ def test_whole_runs_over_footprints(town, monkeypatch, tmp_path):
         batches=(8,),
         runs=2,
     )
-    document = checked(run_bench(request))
+    opened: list[Any] = []
+
+    def opener(*arguments, **options):
+        opened.append(options["batch"])
+        return open_engine(*arguments, **options)
+
+    class Meter(Watch):
+        """10 W, all the time."""
+
+        def power(self, start, end):
+            return PowerFigures(
+                watts={"X": 10.0}, total_watts=10.0, total_is="X", seconds=end - start, readings=2
+            )
+
+    monkeypatch.setattr("edge_infer.bench.session.Watch", Meter)
+    document = checked(run_bench(request, opener=opener))
     assert list(scratch.iterdir()) == []
+    assert len(opened) >= 1 + 1 + len(document["whole"]["runs"]), "once untimed, before the runs"
+    assert document["options"]["batches"] == [8]
+    assert document["inputs"]["images"] == 1
     assert document["chips"] == "64 chips of the imagery", "the bundle has no golden ones"
     assert document["alone"][0]["golden"] is None
     whole = document["whole"]
@@ -199,30 +309,102 @@ def test_whole_runs_over_footprints(town, monkeypatch, tmp_path):
         assert run["footprints"] == 1000
         assert run["statuses"]["ok"] == run["classified"] > 800
         assert 0 < run["seconds"]["stream"] <= run["seconds"]["total"]
+        joules = [run[name]["joules"] for name in ("power", "power_in_all")]
+        assert joules[0] == pytest.approx(10 * run["seconds"]["stream"], abs=0.02)
+        assert joules[1] > 10 * run["seconds"]["total"] - 0.02
+        assert run["power"]["joules_each"] == pytest.approx(joules[0] / run["classified"], rel=1e-3)
     doubts = [doubt for doubt in document["doubts"] if doubt.startswith("whole runs, warm")]
     assert doubts == ["whole runs, warm cache: 2 runs, wanted 3: give more --runs"]
     text = describe(document)
     assert "whole runs over 1,000 footprints, openvino fp32, batch 8" in text
+    assert "J each in all" in text
+    assert "OpenVINO is compiled for throughput" in text
     assert "median footprints/s:" in text
 
 
-def test_the_chips_of_the_imagery_are_those_that_a_run_would_cut(town):
-    from edge_infer.bench.chips import real_chips
-    from edge_infer.bundle import open_bundle
-    from edge_infer.coverage import cover
-    from edge_infer.feed import ChipBatch, stream_chips
-    from edge_infer.footprints import read_footprints
-    from edge_infer.imagery import open_imagery
+@pytest.fixture
+def town_request(town):
+    options = dict(zip(town.inputs[::2], map(Path, town.inputs[1::2]), strict=True))
+    return BenchRequest(
+        bundle=options["--model"],
+        imagery=(options["--imagery"],),
+        footprints=options["--footprints"],
+        rule=Rule(queries=4, samples=4, seconds=0, warm_up_seconds=0),
+        batches=(8,),
+        runs=1,
+    )
 
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"footprints": Path("none.gpkg")}, "none.gpkg"),
+        ({"layer": "none"}, "none"),
+        ({"where": "no_such_column = 1"}, "no_such_column"),
+        ({"footprints_crs": "EPSG:32633"}, "no footprint of .* can be classified"),
+    ],
+)
+def test_inputs_are_refused_before_anything_is_measured(town_request, change, words):
+    def opener(*_, **__):
+        raise AssertionError("an engine was opened")
+
+    with pytest.raises(Refused, match=words):
+        run_bench(replace(town_request, **change), opener=opener)
+
+
+def test_a_run_that_breaks_off_costs_neither_the_engines_nor_the_runs_before(town_request, monkeypatch):
+    done: list[Any] = []
+
+    def twice(*arguments, **options):
+        if len(done) == 2:
+            raise OSError(28, "No space left on device")
+        done.append(classify(*arguments, **options))
+        return done[-1]
+
+    monkeypatch.setattr("edge_infer.bench.whole.classify", twice)
+    monkeypatch.setattr("edge_infer.bench.pagecache.drop", lambda files: None)
+    document = checked(run_bench(replace(town_request, runs=3)))
+    assert len(document["alone"]) == 1
+    assert [run["cache"] for run in document["whole"]["runs"]] == ["cold", "warm"]
+    assert "whole runs broke off after 2: [Errno 28] No space left on device" in document["doubts"]
+
+
+def test_a_cache_that_cannot_be_emptied_any_more_gives_no_cold_run(town_request, monkeypatch):
+    answers = iter([None, None, "a program maps it"])
+    monkeypatch.setattr("edge_infer.bench.pagecache.drop", lambda files: next(answers))
+    document = checked(run_bench(replace(town_request, runs=2)))
+    assert [run["cache"] for run in document["whole"]["runs"]] == ["cold", "warm", "warm"]
+    assert "a run from a cold cache was left out: a program maps it" in document["notes"]
+
+
+def test_overviews_and_masks_beside_an_image_are_put_out_of_memory_too(write_raster):
+    image = write_raster("a.tif", np.full((3, 64, 64), 90, np.uint8))
+    sides = [image.with_name(f"a.tif{suffix}") for suffix in (".ovr", ".ovr.msk", ".msk", ".msk.ovr")]
+    for side in sides:
+        side.write_bytes(b"II*\0")
+    (image.parent / "a.tif.aux.xml").write_text("<PAMDataset/>")
+    found: Any = SimpleNamespace(images=(SimpleNamespace(path=str(image)),))
+    assert image_files(found) == [image, *sides]
+
+
+def test_inputs_are_identified_by_content(town_request):
+    bundle = open_bundle(town_request.bundle)
+    request = town_request.whole_run()
+    imagery = open_imagery(request.imagery, bundle.manifest.contract)
+    found = identify(request, imagery)
+    assert found == identify(request, imagery)
+    assert found["images"] == len(imagery.images)
+    other = identify(replace(request, footprints=None), imagery)
+    assert (other["imagery"], other["footprints"]) == (found["imagery"], None)
+
+
+def test_the_chips_of_the_imagery_are_those_that_a_run_would_cut(town):
     options = dict(zip(town.inputs[::2], map(Path, town.inputs[1::2]), strict=True))
     bundle = open_bundle(options["--model"])
-    request = BenchRequest(
-        bundle=bundle.path, imagery=(options["--imagery"],), footprints=options["--footprints"]
-    ).whole_run()
     contract = bundle.manifest.contract
     imagery = open_imagery([options["--imagery"]], contract)
-    found = real_chips(bundle, request, imagery)
     coverage = cover(read_footprints(options["--footprints"]), imagery, contract)
+    found = real_chips(bundle, imagery, coverage)
     rows = np.flatnonzero(coverage.status == "pending")
     batches = stream_chips(imagery.images, coverage, contract, rows)
     every = {chip.tobytes() for batch in batches if isinstance(batch, ChipBatch) for chip in batch.chips}
@@ -240,6 +422,7 @@ def test_no_real_chips_no_benchmark(make_bundle):
     [
         ({"footprints": Path("a.gpkg")}, "lie on no imagery"),
         ({"batches": (1, 0)}, "got 1, 0"),
+        ({"batches": (1, 8, 1)}, "measured once, got 1, 8, 1"),
         ({"burn_in_seconds": -1}, "--burn-in"),
         ({"runs": 0}, "--runs"),
     ],

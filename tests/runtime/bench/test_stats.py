@@ -16,9 +16,9 @@ from edge_infer.bench.stats import (
     PERCENTILES,
     early_stopping_estimate,
     group_rates,
-    mean_of,
     percentile_of,
     percentiles,
+    rate_of,
     ratio_interval,
     steadiness,
     thin,
@@ -129,10 +129,20 @@ def test_thinning_keeps_order_and_both_ends(values, most):
     st.floats(0.1, 10),
 )
 def test_intervals_scale_with_the_values(before, after, factor):
-    low, high = ratio_interval(before, after, mean_of)
+    low, high = ratio_interval(before, after, rate_of)
     assert low <= high
-    assert ratio_interval(before, after * factor, mean_of) == pytest.approx((low * factor, high * factor))
-    assert ratio_interval(before * factor, after * factor, mean_of) == pytest.approx((low, high))
+    assert ratio_interval(before, after * factor, rate_of) == pytest.approx((low * factor, high * factor))
+    assert ratio_interval(before * factor, after * factor, rate_of) == pytest.approx((low, high))
+
+
+@settings(deadline=None)
+@given(arrays(np.float64, st.integers(4, 200), elements=st.floats(0.01, 30)), st.integers(1, 64))
+def test_the_rate_of_equal_pieces_is_all_the_work_in_all_the_time(seconds, items):
+    assert rate_of(items / seconds) == pytest.approx(items * len(seconds) / seconds.sum())
+
+
+def mean(samples):
+    return samples.mean(axis=-1)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
@@ -141,12 +151,12 @@ def test_intervals_hold_the_true_ratio_as_often_as_they_say(correlation):
     rng, held, rounds = np.random.default_rng(5), 0, 120
     for number in range(rounds):
         series = []
-        for mean in (10.0, 12.0):
+        for middle in (10.0, 12.0):
             noise = rng.normal(size=300)
             for place in range(1, 300):
                 noise[place] += correlation * noise[place - 1]
-            series.append(mean + noise)
-        low, high = ratio_interval(series[0], series[1], mean_of, seed=number)
+            series.append(middle + noise)
+        low, high = ratio_interval(series[0], series[1], mean, seed=number)
         held += low <= 1.2 <= high
     assert held / rounds > CONFIDENCE - 0.1
 

@@ -9,6 +9,7 @@ from edge_infer.bench.validity import (
     MOST_DRIFT,
     MOST_RANGE,
     MOST_SPREAD,
+    doubts_of_cards,
     doubts_of_machine,
     doubts_of_rates,
     doubts_of_runs,
@@ -36,7 +37,7 @@ def test_an_orin_nano_as_it_comes_has_loose_clocks(recorded, clock):
     assert len(doubts) == 1
     assert doubts[0].startswith("clocks are not locked (policy0 ")
     assert doubts[0].endswith("`sudo jetson_clocks`")
-    assert notes == []
+    assert [note.split(" is ")[0] for note in notes] == ["whether the memory's clock (EMC)"]
 
 
 def test_a_laptop_gets_other_advice(recorded, clock):
@@ -60,6 +61,73 @@ def test_a_cool_orin_nx_with_locked_clocks_is_above_doubt(recorded, clock):
     watch = Watch(Tree(machine.root, machine.run), clock=clock)
     watch.mark()
     assert doubts_of_machine(seen, seen, watch) == []
+
+
+def test_a_warm_orin_is_above_doubt(recorded, clock):
+    """From 70 °C on its hot-surface-alert is on, which slows nothing down."""
+
+    def warm(root):
+        cool(root)
+        (root / "sys/class/thermal/cooling_device5/cur_state").write_text("1")
+
+    machine = recorded("orin-nx")
+    warm(machine.root)
+    assert judged_as_it_is(machine, clock) == []
+
+
+def judged_as_it_is(machine, clock):
+    seen = Machine.read(machine.root, machine.run)
+    watch = Watch(Tree(machine.root, machine.run), clock=clock)
+    watch.mark()
+    return doubts_of_machine(seen, seen, watch)
+
+
+def test_a_thor_shows_its_memorys_clock(recorded, clock):
+    _, notes = judged(recorded, clock, "thor")
+    assert not any("EMC" in note for note in notes)
+
+
+def on_a_pc(tmp_path, clock, reasons, clocks=(1980, 1980)):
+    """Doubts of a card's clock, doubts and notes of a PC without any files that has this card."""
+    said = iter(clocks)
+    card = "NVIDIA L4, 550.54, 41, {}, 2040, 71.5, 72.0, {}\n"
+
+    def run(arguments):
+        line = " ".join(arguments)
+        return card.format(next(said), reasons) if "event_reasons" in line else None
+
+    watch = Watch(Tree(tmp_path, run), clock=clock)  # which looks once
+    for _ in clocks[1:]:
+        clock.now += 2
+        end = watch.mark()
+    machine = Machine.read(
+        tmp_path, lambda line: card.format(1980, reasons) if "nvidia-smi" in line else None
+    )
+    moved = doubts_of_cards("int8, batch 8", watch.card_clocks(clock.now - 100, end))
+    return moved, doubts_of_machine(machine, machine, watch), notes_on_machine(machine, watch)
+
+
+def test_the_gpu_is_noted_where_the_cpus_clocks_are_unknown(tmp_path, clock):
+    moved, doubts, notes = on_a_pc(tmp_path, clock, "0x0", (1980, 1980, 1980))
+    assert moved == doubts == []
+    assert [note.split(" is unknown")[0] for note in notes[:2]] == [
+        "whether clocks are locked",
+        "whether the GPU's clocks are locked (sudo nvidia-smi --lock-gpu-clocks=MHZ,MHZ)",
+    ]
+
+
+def test_a_gpu_whose_clock_moves_is_not_locked(tmp_path, clock):
+    moved, _, _ = on_a_pc(tmp_path, clock, "0x0", (300, 2040, 1875, 1980))
+    assert len(moved) == 1
+    assert moved[0].startswith("int8, batch 8: the clock of NVIDIA L4 went from 1,875 to 2,040 MHz")
+
+
+def test_a_card_at_its_power_limit_is_not_throttled(tmp_path, clock):
+    _, doubts, notes = on_a_pc(tmp_path, clock, "0x4")
+    assert doubts == []
+    assert any(note.startswith("NVIDIA L4 ran at its power limit") for note in notes)
+    _, doubts, _ = on_a_pc(tmp_path, clock, "0x44")
+    assert "throttled (NVIDIA L4: heat, in hardware)" in doubts[0]
 
 
 def cool(root):

@@ -147,7 +147,7 @@ def test_the_driver_is_asked_less_often(recorded, clock):
     def run(arguments):
         line = " ".join(arguments)
         if line.startswith("nvidia-smi --query-gpu=name"):
-            return "NVIDIA H100, 550.54, 41, 1980, 1980, 250.5, 700.0, 0x0000000000000004\n"
+            return "NVIDIA H100, 550.54, 41, 1980, 1980, 250.5, 700.0, 0x0000000000000024\n"
         return commands.get(line)
 
     watch = Watch(Tree(machine.root, run), clock=clock)
@@ -156,7 +156,9 @@ def test_the_driver_is_asked_less_often(recorded, clock):
     clock.now += 2
     found = power_of(watch, start)
     assert (found.total_watts, found.total_is) == (pytest.approx(250.5), "GPU 0 board")
-    assert watch.slowed_by == ("NVIDIA H100: its power limit",)
+    assert watch.slowed_by == ("NVIDIA H100: heat",)
+    assert watch.at_power_limit == ("NVIDIA H100",)
+    assert watch.card_clocks(start, clock.now) == {"NVIDIA H100": (1980, 1980)}
 
 
 def test_the_thread_samples_and_ends(recorded):

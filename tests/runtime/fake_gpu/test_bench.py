@@ -16,7 +16,7 @@ def test_a_gpus_engine_is_timed_by_its_own_clocks(open_engine, contract, tmp_pat
     rule = Rule(queries=70, samples=100, seconds=0, warm_up_seconds=0)
     with Watch(Tree(tmp_path, lambda _: None)) as watch:
         opened = lambda: open_engine(sample_on="cpu").thing  # noqa: E731 - measure_cell closes it
-        cell = measure_cell(opened, RealChips(chips, None, "made up"), rule, watch).to_json()
+        cell = measure_cell(opened, RealChips(chips, None, lambda _: 1.0, "made up"), rule, watch).to_json()
     times = cell["latency"]["milliseconds"]
     assert list(times) == ["h2d", "compute", "d2h", "host_latency", "enqueue", "wall"]
     assert [times[part]["p50"] for part in ("h2d", "compute", "d2h", "host_latency")] == [1, 1, 1, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -64,12 +65,26 @@ def test_golden_chips_go_through_the_engine_in_the_cache(fake, make_bundle, monk
     )  # fmt: skip
     found = look(path)
     assert found["engines"].figures == {"engines": 1, "usable": 1}
+    name = f"tensorrt fp32, batch {BATCH}"
+    assert found[name].level == "ok", found[name]
+    assert found[name].figures["same_class"] == 11
+    assert found["tensorrt"].found == f"of this model only {name} is built; a run takes batch 64"
+
+    bad = replace(key, batch=64)
+    cache.keep(
+        b"none",
+        PlanRecord(
+            key=bad, model=bundle.manifest.name, plan_sha256=sha256(b"none").hexdigest(), plan_bytes=4,
+            build_seconds=1.0, created="2026-11-20T10:00:00Z", layers=None,
+        ),
+    )  # fmt: skip
+    found = look(path)
+    assert found["tensorrt fp32, batch 64"].level == "problem", "an older one of a batch that a run takes"
+    assert found[name].level == "ok"
     assert "tensorrt" not in found
-    assert found["tensorrt fp32"].level == "ok", found["tensorrt fp32"]
-    assert found["tensorrt fp32"].figures["same_class"] == 11
 
     spoilt = expected[:, ::-1].copy()
     write_bundle(path, bundle.manifest, members | {"golden/expected.npy": npy(spoilt)})
-    wrong = look(path)["tensorrt fp32"]
+    wrong = look(path)[name]
     assert wrong.level == "problem"
     assert "edge-infer build --force" in str(wrong.do)
