@@ -9,6 +9,7 @@ It is a zip of a few known members, none of them compressed:
     model.int8.onnx      the same with Q/DQ nodes, where it was calibrated
     evaluation.json      what the model reached on chips it was not trained on
     calibration.json     how the INT8 model was made, and its gate
+    sides.npy            which chips lay on which side of its training
     golden/chips.npy     uint8 (n, S, S, C), a few chips for self-tests
     golden/expected.npy  float32 (n, K), their probabilities
 
@@ -22,10 +23,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import stat
+import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,6 +52,7 @@ FP16_MEMBER = "model.fp16.onnx"
 INT8_MEMBER = "model.int8.onnx"
 EVALUATION_MEMBER = "evaluation.json"
 CALIBRATION_MEMBER = "calibration.json"
+SIDES_MEMBER = "sides.npy"
 GOLDEN_CHIPS_MEMBER = "golden/chips.npy"
 GOLDEN_EXPECTED_MEMBER = "golden/expected.npy"
 
@@ -61,6 +65,7 @@ _CONTENT = (
     INT8_MEMBER,
     EVALUATION_MEMBER,
     CALIBRATION_MEMBER,
+    SIDES_MEMBER,
     GOLDEN_CHIPS_MEMBER,
     GOLDEN_EXPECTED_MEMBER,
 )
@@ -70,6 +75,10 @@ _BLOCK_BYTES = 1 << 20
 _ENCRYPTED = 0x1
 # Zip has no time zone and begins in 1980; one fixed time makes equal bundles equal bytes.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_TOKEN_BYTES = 4
+"""Of the random part of the name of a bundle that is being written."""
+_LEFT_SECONDS = 3600.0
+"""After so long a partial bundle is nobody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +183,8 @@ def open_bundle(path: str | Path) -> Bundle:
 def write_bundle(path: str | Path, manifest: Manifest, members: Mapping[str, bytes]) -> Bundle:
     """Write a bundle whole or not at all, and open it again.
 
-    Equal input gives equal bytes. What stood at `path` is replaced.
+    Equal input gives equal bytes. What stood at `path` is replaced and passes on its access rights; a link
+    stays one, and what it leads to is replaced.
 
     Args:
         path: the file to write.
@@ -217,7 +227,9 @@ def _check_content(members: Mapping[str, bytes]) -> None:
 
 
 def _write_atomically(path: Path, content: Mapping[str, bytes]) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    path = Path(os.path.realpath(path))
+    _clear_leftovers(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}.partial")
     try:
         with partial.open("xb") as stream:
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -228,10 +240,26 @@ def _write_atomically(path: Path, content: Mapping[str, bytes]) -> None:
                     archive.writestr(info, data)
             stream.flush()
             os.fsync(stream.fileno())
+        with suppress(FileNotFoundError, PermissionError):  # nothing stood there; a disk without such rights
+            # Syncing opens the file to write, so its owner may.
+            partial.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     make_durable(path)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what was left beside a bundle by a write that was killed.
+
+    A write takes seconds, so what was last written to long ago belongs to nobody. Should a process have slept
+    so long in the middle, its write fails and the bundle stays whole.
+    """
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.partial")
+    with suppress(OSError):
+        for entry in path.parent.iterdir():
+            if leftover.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFT_SECONDS:
+                entry.unlink()
 
 
 def _refuse_pipe(path: Path) -> None:

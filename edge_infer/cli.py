@@ -135,8 +135,8 @@ def commands() -> None:
     type=click.Choice(["auto", "int8", "fp16", "fp32"]),
     default="auto",
     show_default=True,
-    help="Number format of the model; auto takes INT8 where the bundle has it, on TensorRT only if it passed "
-    "its gate and is faster.",
+    help="Number format of the model; auto takes INT8 where it passed its gate, on TensorRT only if it is "
+    "faster too.",
 )
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Chips in one batch. [default: the engine's choice]"

@@ -155,6 +155,15 @@ class DriftWatch:
             return None
         return measure_drift(self.field, self.reference, self.bands)
 
+    def why_unknown(self, classified: int) -> str | None:
+        """Say why the drift of a run that classified so many chips cannot be told; None where it can."""
+        if self.reference is None:
+            return "the model was not calibrated, so there is nothing to hold this imagery against"
+        if self.field.chips >= LEAST_CHIPS:
+            return None
+        sampled = "" if self.field.chips == classified else "; of batches that a GPU cuts, one in 16 is"
+        return f"{self.field.chips:,} of {classified:,} chips were looked at, wanted {LEAST_CHIPS}{sampled}"
+
 
 def measure_drift(field: InputHistogram, reference: InputHistogram, bands: tuple[str, ...]) -> Drift | None:
     """Hold the chips of a run against those of the calibration set; None where there are too few to tell."""

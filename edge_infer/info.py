@@ -126,17 +126,18 @@ def calibration_lines(calibration: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"by {versions}",
             *(f"warning: {warning}" for warning in calibration["warnings"]),
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         return [("int8", f"calibration.json is malformed: {error!r}; calibrate again")]
     return [("int8", _shortened(" ".join(line.split()), 400)) for line in lines]
 
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Give the main figures of an evaluation.json as (title, text).
+    """Give the main figures of an evaluation.json as (title, text): alarms first, other findings last.
 
-    A bundle may come from anywhere: where a figure is missing or no number, the lines end.
+    A bundle may come from anywhere: where a figure is missing or no number, the figures end.
     """
-    lines: list[tuple[str, str]] = []
+    findings = _findings(evaluation)
+    lines = [(level.upper(), words) for level, words in findings if level == "alarm"]
     try:
         before, after = (evaluation["calibration"][when]["calibration_error"] for when in ("before", "after"))
         lines += [
@@ -147,18 +148,34 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("accuracy", _estimate(evaluation["accuracy"])),
             ("macro-F1", _estimate(evaluation["macro_f1"])),
             ("ECE", f"{after:.1%}, {before:.1%} before the temperature"),
+            ("shortcut", _shortcut(evaluation.get("shortcut"))),
         ]
         for name, figures in evaluation["per_class"].items():
             precision, recall = _estimate(figures["precision"]), _estimate(figures["recall"])
             lines.append(
                 ("class", f"{name}: {figures['chips']:,} chips, precision {precision}, recall {recall}")
             )
-        for finding in evaluation["findings"]:
-            level = finding["level"]
-            lines.append((level.upper() if level == "alarm" else level, finding["words"]))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         pass
+    lines += [(level, words) for level, words in findings if level != "alarm"]
     return [(_printable(title), _printable(text)) for title, text in lines]
+
+
+def _findings(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give level and words of each finding; none where they are malformed."""
+    try:
+        return [(str(finding["level"]), str(finding["words"])) for finding in evaluation["findings"]]
+    except (KeyError, TypeError, IndexError):
+        return []
+
+
+def _shortcut(values: Mapping[str, Any] | None) -> str:
+    if values is None:
+        return "no probe"
+    return (
+        f"{values['verdict']}: brightness, colour and sharpness alone reach a mean recall of "
+        f"{_estimate(values['probe'])}, the model {_estimate(values['model'])}"
+    )
 
 
 def _printable(text: object) -> str:

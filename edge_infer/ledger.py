@@ -67,7 +67,7 @@ class Ledger:
     """and so do footprints of which a smaller share lies on valid pixels."""
     progress: Progress
     watch: DriftWatch | None = None
-    """Is shown every chip that gets a class."""
+    """Is shown every chip that gets a class, of those that a GPU cuts the sample that comes back."""
     classified: int = 0
     """Footprints with a class so far."""
     committer: Committer[Outcome] = field(init=False)
@@ -96,7 +96,7 @@ class Ledger:
         valid, covered = slot.valid_fraction[kept].copy(), slot.covered_fraction[kept].copy()
         seen = (valid >= self.min_valid) & (covered >= self.min_covered)
         self.classified += int(seen.sum())
-        if self.watch is not None and not slot.pieces:  # the pieces' chips are in the GPU's memory only
+        if self.watch is not None and not slot.pieces:  # pieces are in the GPU's memory only
             self.watch.add(slot.chips[kept], seen)
         status = np.where(seen, "ok", "no_data")
         self._put(Outcome(slot.rows[kept].copy(), probabilities, valid, covered, status, None))

@@ -8,13 +8,16 @@ tests hold the ranges that come of these histograms against theirs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import frexp, ldexp
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnxruntime
 
+from edge_infer.bundle import MODEL_MEMBER
 from edge_infer.errors import BundleError
+from edge_infer_calibration.fp32_model import ONNXRUNTIME_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,45 +30,48 @@ BINS = 4096
 """Of each histogram, of which at least half are in use."""
 SMALLEST_TOP = 2.0**-64
 """Of a histogram: below it `BINS / top` leaves float32, and a value is as good as 0."""
+WATCHED = frozenset({"Relu", "Gemm", "Softmax"})
+"""Operators whose outputs must be finite, though not all carry a pair: the last block's and the head's are
+seen too. NaN goes through ONNX Runtime's Relu; OpenVINO's makes 0 of it."""
+
+
+def magnitude(values: NDArray[np.float32]) -> float:
+    """Largest magnitude of values of any shape, 0 of none; `ValueError` for NaN and infinite ones."""
+    largest = max(-float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+    if not np.isfinite(largest):
+        raise ValueError("infinite values, or none at all (NaN)")
+    return largest
 
 
 @dataclass(slots=True, eq=False)
 class Histogram:
-    """Magnitudes of one tensor's values in equal bins from 0 to `top`, a power of two.
+    """Magnitudes of one tensor's values in equal bins from 0 to `top`, a power of two above them all.
 
-    A value beyond the top doubles it: neighbouring bins are merged, so the counts are exact for any order and
-    grouping of the values.
+    A value that reaches the top doubles it: neighbouring bins are merged, so the counts are exact for any
+    order and grouping of the values.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     """int64, (BINS,). Zeros lie in the first."""
     top: float = 0.0
-    """Upper edge of the last bin; 0 before the first value above 0."""
+    """Upper edge of the last bin, which no value reaches; 0 before the first value above 0."""
     largest: float = 0.0
     """Largest magnitude."""
-    negative: bool = False
-    """Whether any value lies below 0."""
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count values of any shape; `ValueError` for NaN and infinite ones."""
-        low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-        largest = max(-low, high)
-        if not np.isfinite(largest) or not np.isfinite(low):
-            raise ValueError("infinite values, or none at all (NaN)")
-        self.negative |= low < 0
-        self._reach(largest)
+        self._reach(magnitude(values))
         if self.top == 0:
             self.counts[0] += values.size
             return
         places = (np.abs(values).ravel() * np.float32(BINS / self.top)).astype(np.int32)
-        # A value of exactly the top belongs to the last bin.
-        self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+        self.counts += np.bincount(places, minlength=BINS)
 
     def _reach(self, largest: float) -> None:
         self.largest = max(self.largest, largest)
         if largest > 0 and self.top == 0:
-            self.top = max(float(2.0 ** np.ceil(np.log2(largest))), SMALLEST_TOP)
-        while self.top < largest:
+            self.top = max(ldexp(1.0, frexp(largest)[1]), SMALLEST_TOP)
+        while 0 < self.top <= largest:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([merged, np.zeros(BINS // 2, np.int64)])
             self.top *= 2
@@ -107,7 +113,6 @@ class Activations:
     """By tensor that may carry a Q/DQ pair."""
     inputs: Mapping[str, ChannelMeans]
     """By tensor that a convolution reads."""
-    chips: int
 
 
 def observe(
@@ -116,35 +121,58 @@ def observe(
     """Run chips uint8 (n, S, S, C) through the FP32 model by ONNX Runtime and look at its activations.
 
     Raises:
-        BundleError: an activation is infinite or no number; the text names its tensor.
+        BundleError: ONNX Runtime cannot run the model, or an activation is infinite or no number; the text
+            names its tensor.
 
     """
     histograms = {name: Histogram() for name in placement.tensors}
     inputs = {convolution.source: ChannelMeans() for convolution in placement.convolutions}
-    names = list(dict.fromkeys([*histograms, *inputs]))
-    session = _session(model, names)
+    watched = {*histograms, *inputs} | {
+        name for node in model.graph.node if node.op_type in WATCHED for name in node.output
+    }
+    # In the graph's order, so that it is the first bad tensor that is named.
+    names = [name for node in model.graph.node for name in node.output if name in watched]
     chips = 0
-    for batch in batches:
-        for name, values in zip(names, session.run(names, {"chips": batch}), strict=True):
-            if name in inputs:
-                inputs[name].add(values)
-            if name in histograms:
-                try:
-                    histograms[name].add(values)
-                except ValueError as error:
-                    raise BundleError(
-                        f"tensor {name} holds {error} on calibration chips {chips} to "
-                        f"{chips + len(batch) - 1}; the model is damaged or its weights overflow: train again"
-                    ) from error
-        chips += len(batch)
-    return Activations(histograms, inputs, chips)
+    try:
+        session = _session(model, names)
+        for batch in batches:
+            for name, values in zip(names, session.run(names, {"chips": batch}), strict=True):
+                _take(name, values, histograms, inputs, f"chips {chips} to {chips + len(batch) - 1}")
+            chips += len(batch)
+    except ONNXRUNTIME_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"ONNX Runtime cannot run {MODEL_MEMBER} ({reason}); export it again") from error
+    return Activations(histograms, inputs)
+
+
+def _take(
+    name: str,
+    values: NDArray[np.float32],
+    histograms: Mapping[str, Histogram],
+    inputs: Mapping[str, ChannelMeans],
+    which: str,
+) -> None:
+    """Add a batch's values of one tensor to what is known of it."""
+    try:
+        if name in histograms:
+            histograms[name].add(values)
+        else:
+            magnitude(values)
+    except ValueError as error:
+        raise BundleError(
+            f"tensor {name} holds {error} on calibration {which}; the model is damaged or its weights "
+            "overflow: train again"
+        ) from error
+    if name in inputs:
+        inputs[name].add(values)
 
 
 def _session(model: onnx.ModelProto, names: Iterable[str]) -> onnxruntime.InferenceSession:
     """Open a session that gives the named tensors, without rewriting the graph around them."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    there = {port.name for port in model.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False  # batches may differ in size
     return onnxruntime.InferenceSession(

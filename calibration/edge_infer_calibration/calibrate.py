@@ -3,59 +3,51 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx
 
 from edge_infer.bundle import CALIBRATION_MEMBER, INT8_MEMBER, MODEL_MEMBER, Bundle, open_bundle, write_bundle
-from edge_infer.drift import InputHistogram
-from edge_infer.errors import BundleError, OutputError, Refused
+from edge_infer.errors import BundleError, EdgeInferError, OutputError, Refused
 from edge_infer_calibration.activations import observe
-from edge_infer_calibration.candidates import from_folders, from_imagery
-from edge_infer_calibration.choice import (
-    DEFAULT_CHIPS,
-    ENOUGH_CHIPS,
-    LEAST_CHIPS,
-    LOOKED_AT,
-    choose,
-    look,
-    refuse_synthetic,
-    strata_of,
-)
+from edge_infer_calibration.choice import DEFAULT_CHIPS, ENOUGH_CHIPS, LEAST_CHIPS, MOST_CHIPS
+from edge_infer_calibration.fp32_model import read_fp32
 from edge_infer_calibration.gate import Limits, judge, run_model
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import insert_qdq
 from edge_infer_calibration.ranges import METHODS, find_ranges
 from edge_infer_calibration.remedies import corrected_biases, sensitivity
-from edge_infer_calibration.sheet import draw_flips
+from edge_infer_calibration.selection import select
+from edge_infer_calibration.sheet import draw_flips, refuse_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
+    import onnx
     from numpy.typing import NDArray
 
+    from edge_infer.manifest import Manifest
     from edge_infer_calibration.activations import Activations
     from edge_infer_calibration.candidates import Candidates
     from edge_infer_calibration.gate import Verdict
     from edge_infer_calibration.placement import Placement
     from edge_infer_calibration.ranges import Method
+    from edge_infer_calibration.selection import Selection
 
 CALIBRATION_FORMAT = 1
 """Value of `format` in calibration.json."""
 
-MOST_HELD_OUT = 2000
-"""More chips than that make the gate slower and its intervals hardly narrower."""
+MOST_FLIPS_LISTED = 200
+"""Chips whose class changes, in calibration.json."""
 SWEEP_CHIPS = 64
-"""Chips of the sensitivity sweep, which runs the model once for each convolution."""
+"""Calibration chips of the sensitivity sweep, which runs the model once for each convolution."""
 MOST_IN_FLOAT = 0.25
 """Share of the convolutions that may stay in float; beyond that INT8 gains too little."""
 LIBRARIES = ("edge-infer", "numpy", "onnx", "onnxruntime", "openvino")
@@ -76,6 +68,7 @@ class CalibrateRequest:
     where: str | None = None
     label_field: str | None = None
     classes: Mapping[str, str] | None = None
+    ignore_labels: tuple[str, ...] = ()
     held_out: tuple[Path, ...] = ()
     """Folders of chips for the gate; none: candidates that were not chosen."""
     method: Literal["auto"] | Method = "auto"
@@ -93,10 +86,21 @@ class CalibrateRequest:
             raise Refused("calibration needs chips: give --chips, or --imagery and --footprints, not both")
         if bool(self.imagery) != (self.footprints is not None):
             raise Refused("--imagery and --footprints belong together; give both")
+        if self.chips and (self.layer or self.where or self.label_field):
+            raise Refused(
+                "--layer, --where and --label-field belong to --footprints; chips of --chips have classes"
+            )
+        if not self.label_field and (self.classes or self.ignore_labels):
+            raise Refused("--classes and --ignore-label say what is in a column; name it with --label-field")
         if self.count < LEAST_CHIPS:
             raise Refused(
                 f"{self.count} calibration chips are too few, wanted {LEAST_CHIPS} at least and better "
                 f"{ENOUGH_CHIPS}"
+            )
+        if self.count > MOST_CHIPS:
+            raise Refused(
+                f"{self.count} calibration chips are more than the {MOST_CHIPS} that a bundle can list; ask "
+                "for fewer"
             )
 
 
@@ -122,6 +126,8 @@ class Attempt:
 
     recipe: Recipe
     model_onnx: bytes
+    in_int8: NDArray[np.float32]
+    """float32, (n, K): probabilities of the held-out chips."""
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
@@ -184,30 +190,38 @@ def calibrate(request: CalibrateRequest, *, say: Callable[[str], None] = lambda 
     Raises:
         Refused: the bundle or the chips cannot be used; the bundle is as it was.
         OutputError: the bundle cannot be written; it is as it was.
+        EdgeInferError: the bundle is written, but not the picture of the chips that flip.
 
     """
     bundle = open_bundle(request.bundle)
     _refuse_bundle(request, bundle)
-    model = onnx.load_from_string(bundle.read(MODEL_MEMBER))
+    model = read_fp32(bundle)
     try:
         placement = place(model)
     except BundleError as error:
         raise BundleError(f"{bundle.path}: {error}") from error
     with ExitStack() as stack:
-        chips = _choose_chips(request, bundle, stack)
-        warnings = chips.warnings()
-        for warning in warnings:
+        chips = select(request, bundle, stack)
+        for warning in chips.warnings:
             say(f"warning: {warning}")
         say(f"{len(chips.chosen)} chips to calibrate on, {len(chips.held_out_rows)} held out for the gate")
-        inputs = InputHistogram.empty(bundle.manifest.contract.chip_shape)
-        digests: list[str] = []
-        activations = observe(model, placement, _watched(chips, inputs, digests))
+        activations = observe(model, placement, chips.candidates.batches(chips.chosen))
         trial = _Trial(request, bundle, model, placement, activations, chips, say)
         best = trial.run()
+        warnings = (*chips.warnings, *best.verdict.warnings())
+        written = _write(request, bundle, best, _facts(request, bundle, chips, trial, best, warnings))
         if request.sheet is not None:
-            outcome = trial.outcome(best)
-            draw_flips(request.sheet, chips.held_out, chips.held_out_rows, outcome, bundle.manifest)
-        facts = _facts(request, bundle, chips, digests, inputs, trial, best, warnings)
+            flips = best.verdict.flips
+            outcome = (trial.in_float[flips], best.in_int8[flips], flips)
+            try:
+                draw_flips(request.sheet, chips.held_out, chips.held_out_rows, outcome, bundle.manifest)
+            except OutputError as error:
+                raise EdgeInferError(f"{written.path} is written, but: {error}") from error
+    return Calibrated(bundle=written, best=best, warnings=warnings)
+
+
+def _write(request: CalibrateRequest, bundle: Bundle, best: Attempt, facts: dict[str, Any]) -> Bundle:
+    """Write the bundle with what was found."""
     replaced = (INT8_MEMBER, CALIBRATION_MEMBER)
     members = {name: bundle.read(name) for name in bundle.members if name not in replaced}
     if best.verdict.passed:
@@ -216,8 +230,7 @@ def calibrate(request: CalibrateRequest, *, say: Callable[[str], None] = lambda 
     short = {name: facts[name] for name in ("int8", "reason", "method", "bias_correction", "in_float")}
     short["agreement"] = facts["gate"]["agreement"]
     manifest = replace(bundle.manifest, facts={**bundle.manifest.facts, "int8": short})
-    written = write_bundle(request.out or request.bundle, manifest, members)
-    return Calibrated(bundle=written, best=best, warnings=warnings)
+    return write_bundle(request.out or request.bundle, manifest, members)
 
 
 def _refuse_bundle(request: CalibrateRequest, bundle: Bundle) -> None:
@@ -226,91 +239,17 @@ def _refuse_bundle(request: CalibrateRequest, bundle: Bundle) -> None:
             "is quantised already" if INT8_MEMBER in bundle.members else "was calibrated, and INT8 rejected"
         )
         raise BundleError(f"{bundle.path} {what}; say --overwrite to calibrate its FP32 model again")
-    out = request.out
-    if out is not None and out.exists() and not request.overwrite:
+    out = request.out or request.bundle
+    if request.out is not None and out.exists() and not request.overwrite:
         raise OutputError(f"{out} exists; name another file or say --overwrite")
-    if request.sheet is not None and not request.sheet.parent.is_dir():
-        raise OutputError(f"{request.sheet.parent} is no folder; make it first")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Chips:
-    """What was chosen of what."""
-
-    candidates: Candidates
-    chosen: NDArray[np.int64]
-    strata: int
-    held_out: Candidates
-    held_out_rows: NDArray[np.int64]
-
-    def warnings(self) -> tuple[str, ...]:
-        found = []
-        if len(self.chosen) < ENOUGH_CHIPS:
-            found.append(
-                f"{len(self.chosen)} chips are few to calibrate on, {ENOUGH_CHIPS} or more give surer ranges"
-            )
-        if len(self.held_out_rows) < ENOUGH_CHIPS:
-            found.append(
-                f"{len(self.held_out_rows)} chips are few for the gate: one that flips is "
-                f"{1 / len(self.held_out_rows):.1%}, and a loss in a rare class may go unseen"
-            )
-        return tuple(found)
-
-
-def _choose_chips(request: CalibrateRequest, bundle: Bundle, stack: ExitStack) -> _Chips:
-    manifest = bundle.manifest
-    if request.chips:
-        candidates = from_folders(request.chips, manifest)
-    else:
-        assert request.footprints is not None
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-infer-"))
-        candidates = from_imagery(
-            request.imagery,
-            request.footprints,
-            manifest,
-            Path(folder),
-            most=LOOKED_AT * request.count,
-            seed=request.seed,
-            layer=request.layer,
-            where=request.where,
-            label_field=request.label_field,
-            classes=request.classes,
-        )
-    held_out = from_folders(request.held_out, manifest) if request.held_out else candidates
-    # Where one set serves both, the gate gets at least half of it.
-    count = request.count if request.held_out else min(request.count, len(candidates) // 2)
-    if count < LEAST_CHIPS or len(candidates) < LEAST_CHIPS:
-        raise Refused(
-            f"{len(candidates)} chips are too few to calibrate on and to hold out, wanted "
-            f"{LEAST_CHIPS * (1 if request.held_out else 2)} at least and better {2 * ENOUGH_CHIPS}"
-        )
-    rng = np.random.default_rng(request.seed)
-    rows = np.sort(rng.permutation(len(candidates))[: LOOKED_AT * count])
-    looks = look(candidates, rows)
-    refuse_synthetic(looks)
-    chosen = choose(candidates, looks, rows, count, request.seed)
-    used = set(candidates.name[chosen].tolist())
-    rest = np.array([row for row, name in enumerate(held_out.name) if name not in used], np.int64)
-    if len(rest) < LEAST_CHIPS:
-        raise Refused(
-            f"{len(rest)} chips are held out for the gate, wanted {LEAST_CHIPS} at least and better "
-            f"{ENOUGH_CHIPS}; name more with --held-out"
-        )
-    return _Chips(
-        candidates=candidates,
-        chosen=chosen,
-        strata=int(strata_of(candidates, looks, rows).max()) + 1,
-        held_out=held_out,
-        held_out_rows=np.sort(rng.permutation(rest)[:MOST_HELD_OUT]),
-    )
-
-
-def _watched(chips: _Chips, inputs: InputHistogram, digests: list[str]) -> Iterator[NDArray[np.uint8]]:
-    """Stream the chosen chips, and keep their histogram and checksums on the way."""
-    for batch in chips.candidates.batches(chips.chosen):
-        inputs.add(batch)
-        digests += [sha256(chip.tobytes()).hexdigest() for chip in batch]
-        yield batch
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder, wanted a file to write; name it NAME.edgemodel")
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent} is no folder; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise OutputError(f"{out.parent} may not be written to; name another place with --out")
+    if request.sheet is not None:
+        refuse_picture(request.sheet)
 
 
 class _Trial:
@@ -323,7 +262,7 @@ class _Trial:
         model: onnx.ModelProto,
         placement: Placement,
         activations: Activations,
-        chips: _Chips,
+        chips: Selection,
         say: Callable[[str], None],
     ) -> None:
         self.request, self.bundle, self.model, self.placement = request, bundle, model, placement
@@ -332,7 +271,7 @@ class _Trial:
         self.sweep: list[tuple[tuple[str, ...], float]] = []
         self.ranges = {method: find_ranges(activations.histograms, method) for method in METHODS}
         self.biases = corrected_biases(model, placement, activations)
-        self.in_float = self._run(bundle.read(MODEL_MEMBER), chips.held_out_rows, int8=False)
+        self.in_float = self._run(bundle.read(MODEL_MEMBER), chips.held_out, chips.held_out_rows, int8=False)
 
     def run(self) -> Attempt:
         """Give the best of what was tried."""
@@ -355,21 +294,18 @@ class _Trial:
         """The best attempt so far; the earlier one of equals."""
         return max(self.attempts, key=lambda attempt: attempt.verdict.rank)
 
-    def outcome(self, attempt: Attempt) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """FP32 and INT8 probabilities (f, K) of the chips that flip, and their positions."""
-        flips = attempt.verdict.flips
-        in_int8 = self._run(attempt.model_onnx, self.chips.held_out_rows[np.sort(flips)], int8=True)
-        return self.in_float[flips], in_int8[np.argsort(np.argsort(flips))], flips
-
     def _leave_in_float(self) -> None:
         base = self.best.recipe
-        rows = np.random.default_rng(self.request.seed).permutation(len(self.in_float))[:SWEEP_CHIPS]
+        # Not on the gate's chips, which would then judge what was fitted to them.
+        candidates, chosen = self.chips.candidates, self.chips.chosen
+        rows = np.random.default_rng(self.request.seed).permutation(chosen)[:SWEEP_CHIPS]
+        in_float = self._run(self.bundle.read(MODEL_MEMBER), candidates, rows, int8=False)
         self.sweep = sensitivity(
             self.model,
             self.placement,
             self.ranges[base.method],
-            self.in_float[rows],
-            lambda content: self._run(content, self.chips.held_out_rows[rows], int8=True),
+            in_float,
+            lambda content: self._run(content, candidates, rows, int8=True),
             self.say,
         )
         count, most = 1, int(MOST_IN_FLOAT * len(self.placement.units))
@@ -385,25 +321,28 @@ class _Trial:
             biases=self.biases if recipe.bias_correction else None,
         ).SerializeToString(deterministic=True)
         held_out, rows = self.chips.held_out, self.chips.held_out_rows
+        in_int8 = self._run(quantised, held_out, rows, int8=True)
         verdict = judge(
             self.in_float,
-            self._run(quantised, rows, int8=True),
+            in_int8,
             None if held_out.targets is None else held_out.targets[rows],
             self.bundle.manifest.classes,
             limits=self.request.limits,
             blocks=None if held_out.blocks is None else held_out.blocks[rows],
             seed=self.request.seed,
         )
-        self.attempts.append(Attempt(recipe=recipe, model_onnx=quantised, verdict=verdict))
+        self.attempts.append(Attempt(recipe=recipe, model_onnx=quantised, in_int8=in_int8, verdict=verdict))
         self.say(f"{'passed' if verdict.passed else 'failed'}: {recipe.describe()}: {verdict.describe()}")
 
-    def _run(self, content: bytes, rows: NDArray[np.int64], *, int8: bool) -> NDArray[np.float32]:
+    def _run(
+        self, content: bytes, candidates: Candidates, rows: NDArray[np.int64], *, int8: bool
+    ) -> NDArray[np.float32]:
         manifest = self.bundle.manifest
         return run_model(
             content,
             manifest.contract.chip_shape,
             len(manifest.classes),
-            self.chips.held_out.batches(rows),
+            candidates.batches(rows),
             precision="int8" if int8 else "fp32",
         )
 
@@ -411,9 +350,7 @@ class _Trial:
 def _facts(
     request: CalibrateRequest,
     bundle: Bundle,
-    chips: _Chips,
-    digests: list[str],
-    inputs: InputHistogram,
+    chips: Selection,
     trial: _Trial,
     best: Attempt,
     warnings: tuple[str, ...],
@@ -425,6 +362,7 @@ def _facts(
     if candidates.targets is not None:
         names = [manifest.classes[k] for k in candidates.targets[chosen]]
     held = chips.held_out
+    sources = sorted(set(held.scene[chips.held_out_rows].tolist()))
     return {
         "format": CALIBRATION_FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -434,7 +372,7 @@ def _facts(
         "bias_correction": recipe.bias_correction,
         "in_float": list(recipe.in_float),
         "fp32_sha256": bundle.members[MODEL_MEMBER].sha256,
-        "gate": {**verdict.figures, "sources": sorted(set(held.scene[chips.held_out_rows].tolist()))},
+        "gate": {**verdict.figures, "flipped": _flipped(chips, trial, best, manifest), "sources": sources},
         "attempts": [attempt.to_json() for attempt in trial.attempts],
         "sensitivity": {" and ".join(unit): divergence for unit, divergence in trial.sweep},
         "warnings": list(warnings),
@@ -456,10 +394,27 @@ def _facts(
             },
             "list": [
                 {"name": name, "class": label, "sha256": digest}
-                for name, label, digest in zip(candidates.name[chosen], names, digests, strict=True)
+                for name, label, digest in zip(candidates.name[chosen], names, chips.sha256, strict=True)
             ],
         },
-        "input_histogram": inputs.to_json(manifest.contract.bands),
+        "input_histogram": chips.inputs.to_json(manifest.contract.bands),
         "ranges": trial.ranges[recipe.method],
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def _flipped(chips: Selection, trial: _Trial, best: Attempt, manifest: Manifest) -> list[dict[str, Any]]:
+    """List the chips whose class changes, the largest shift of a probability first."""
+    held, found = chips.held_out, []
+    for flip in best.verdict.flips[:MOST_FLIPS_LISTED].tolist():
+        before, after, row = trial.in_float[flip], best.in_int8[flip], chips.held_out_rows[flip]
+        found.append(
+            {
+                "name": held.name[row],
+                "class": None if held.targets is None else manifest.classes[held.targets[row]],
+                "fp32": manifest.classes[before.argmax()],
+                "int8": manifest.classes[after.argmax()],
+                "shift": round(float(np.abs(after - before).max()), 4),
+            }
+        )
+    return found

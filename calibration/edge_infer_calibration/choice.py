@@ -6,14 +6,18 @@ among the common ones. Chips that no camera took are refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_infer.errors import Refused
+from edge_infer_calibration.strata import in_turn, number
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from edge_infer_calibration.candidates import Candidates
@@ -23,6 +27,8 @@ ENOUGH_CHIPS = 300
 """Fewer are warned of."""
 LEAST_CHIPS = 32
 """Fewer are refused."""
+MOST_CHIPS = 5000
+"""More are refused: the list of the chips must fit into the bundle."""
 LOOKED_AT = 12
 """So many times more chips than wanted are looked at for their brightness."""
 
@@ -46,12 +52,27 @@ class Looks:
     """float64, (n,): standard deviation, grey levels."""
     smoothness: NDArray[np.float64]
     """float64, (n,): correlation of neighbouring pixels along rows and columns; 1 for a constant chip."""
+    sha256: NDArray[np.object_]
+    """object (str), (n,): of the pixels; see `fingerprints`."""
+
+    def take(self, places: NDArray[np.int64]) -> Looks:
+        """Give those at `places`, int64 (k,)."""
+        return Looks(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
 
-def look(candidates: Candidates, rows: NDArray[np.int64]) -> Looks:
-    """Look at the chips at `rows`, a few at a time."""
-    found = np.concatenate([_look(batch) for batch in candidates.batches(rows)], axis=1)
-    return Looks(*found)
+def look(batches: Iterable[NDArray[np.uint8]]) -> Looks:
+    """Look at chips uint8 (b, S, S, C), batch by batch."""
+    figures, digests = [], []
+    for batch in batches:
+        figures.append(_look(batch))
+        digests += fingerprints(batch)
+    brightness, contrast, smoothness = np.concatenate(figures, axis=1)
+    return Looks(brightness, contrast, smoothness, np.array(digests, object))
+
+
+def fingerprints(chips: NDArray[np.uint8]) -> list[str]:
+    """Give the sha256 of each chip's pixels, uint8 (n, S, S, C): equal for copies, whatever their names."""
+    return [sha256(chip.tobytes()).hexdigest() for chip in chips]
 
 
 def _look(chips: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -88,26 +109,12 @@ def refuse_synthetic(looks: Looks) -> None:
         )
 
 
-def choose(
-    candidates: Candidates, looks: Looks, rows: NDArray[np.int64], count: int, seed: int
-) -> NDArray[np.int64]:
-    """Choose up to `count` of the `rows`, int64 (n,), that `looks` describes: int64, ascending."""
-    rng = np.random.default_rng(seed)
-    strata = strata_of(candidates, looks, rows)
-    shuffled = rng.permutation(len(rows))
-    # The turn of a chip: how many of its stratum come before it.
-    by_stratum = shuffled[np.argsort(strata[shuffled], kind="stable")]
-    _, starts, sizes = np.unique(strata[by_stratum], return_index=True, return_counts=True)
-    turn = np.arange(len(rows)) - np.repeat(starts, sizes)
-    chosen = by_stratum[np.lexsort((rng.random(len(rows)), turn))[:count]]
-    return np.sort(rows[chosen])
+def choose(strata: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Choose up to `count` of chips whose strata, int64 (n,), take turns: positions, int64, ascending."""
+    return np.sort(in_turn(strata, np.random.default_rng(seed))[:count])
 
 
 def strata_of(candidates: Candidates, looks: Looks, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Find the stratum of each chip at `rows`: class, scene, GSD to a tenth, third of brightness."""
-    _, scene = np.unique(candidates.scene[rows].astype(str), return_inverse=True)
-    gsd = np.rint(np.log(candidates.gsd_metres[rows]) / np.log(1.1)).astype(np.int64)
     thirds = np.searchsorted(np.quantile(looks.brightness, [1 / 3, 2 / 3]), looks.brightness)
-    classes = np.zeros(len(rows), np.int64) if candidates.targets is None else candidates.targets[rows]
-    _, strata = np.unique(np.stack([classes, scene, gsd, thirds]), axis=1, return_inverse=True)
-    return np.asarray(strata.reshape(-1), np.int64)
+    return number(candidates.strata()[rows], thirds)

@@ -29,6 +29,7 @@ METHOD_NAMES = ("auto", "minmax", "percentile", "entropy", "mse")
 @click.option("--where", help="Only footprints for which this OGR SQL condition holds.")
 @click.option("--label-field", help="Column of the footprints with the label. [default: FP32's own classes]")
 @click.option("--classes", help='Class of each value, such as "1=damaged,2=no_visible_damage".')
+@click.option("--ignore-label", "ignore_labels", multiple=True, help="Value to leave out; may be repeated.")
 @click.option(
     "--held-out",
     multiple=True,
@@ -43,7 +44,11 @@ METHOD_NAMES = ("auto", "minmax", "percentile", "entropy", "mse")
     help="How ranges are found; auto tries all and keeps the best.",
 )
 @click.option(
-    "--count", type=click.IntRange(1), default=512, show_default=True, help="Chips to calibrate on."
+    "--count",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Chips to calibrate on, 32 to 5000.",
 )
 @click.option(
     "--min-agreement",

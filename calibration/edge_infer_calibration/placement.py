@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnx import TensorProto
+
 from edge_infer.errors import BundleError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ KNOWN_OPERATORS = frozenset(
     | {"Relu", "Softmax", "Sub", "Transpose"}
 )
 """Operators whose behaviour under these rules is known. Any other is refused, not guessed at."""
+INPUT = "chips"
+"""Name of the one input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,9 @@ class Convolution:
     name: str
     """Of the node."""
     source: str
-    """The tensor it reads, with the pair already taken into account: see `Placement.carrier`."""
+    """The tensor it reads; `Placement.carriers` names the one that carries its pair."""
     weight: str
     bias: str | None
-    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,9 @@ def place(model: onnx.ModelProto) -> Placement:
     """Find where Q/DQ pairs go.
 
     Raises:
-        BundleError: the graph is quantised already, holds an operator that these rules do not know or no
-            convolution, or adds what no residual block adds.
+        BundleError: the graph is quantised already, holds an operator that these rules do not know, a
+            convolution of another kind than theirs or none at all, nodes that names do not tell apart, takes
+            other input than ours, or adds what no residual block adds.
 
     """
     graph = _Graph(model.graph)
@@ -100,8 +104,7 @@ def place(model: onnx.ModelProto) -> Placement:
             name=node.name,
             source=node.input[0],
             weight=node.input[1],
-            bias=node.input[2] if len(node.input) > 2 else None,
-            output=node.output[0],
+            bias=(*node.input[2:3], "")[0] or None,
         )
         for node in graph.of("Conv")
     )
@@ -117,7 +120,8 @@ class _Graph:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes = list(graph.node)
-        self.weights = {tensor.name for tensor in graph.initializer}
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = [port.name for port in graph.input if port.name not in self.weights]
         self.maker = {output: node for node in self.nodes for output in node.output}
         self.readers = Counter(name for node in self.nodes for name in node.input)
 
@@ -134,9 +138,40 @@ class _Graph:
                 f"model.onnx holds {unknown[0]} ({found[unknown[0]]}), for which no rule of quantisation is "
                 f"known here (known: {', '.join(sorted(KNOWN_OPERATORS))}); use it in FP32"
             )
+        foreign = [node for node in self.nodes if node.domain not in ("", "ai.onnx")]
+        if foreign:
+            raise BundleError(
+                f"{foreign[0].name} is an operator of {foreign[0].domain!r}, not of ONNX; export again"
+            )
+        if self.inputs != [INPUT]:
+            raise BundleError(
+                f"model.onnx takes {', '.join(self.inputs) or 'nothing'}, wanted {INPUT}; export again"
+            )
+        names = Counter(node.name for node in self.nodes)
+        for name, count in names.items():
+            if not name or count > 1:
+                raise BundleError(f"{count} nodes of model.onnx have the name {name!r}; export again")
         for node in self.of("Conv"):
-            if node.input[1] not in self.weights:
-                raise BundleError(f"the weights of {node.name} are computed, wanted constants; export again")
+            self._check_convolution(node)
+
+    def _check_convolution(self, node: onnx.NodeProto) -> None:
+        """Insist on one group, and on constants that nobody else reads, since they are changed."""
+        weight, *bias = node.input[1:3]
+        for name in filter(None, (weight, *bias)):
+            if name not in self.weights:
+                kind, verb = ("weights", "are") if name == weight else ("bias", "is")
+                raise BundleError(
+                    f"the {kind} of {node.name} {verb} computed, wanted a constant; export again"
+                )
+            if self.readers[name] > 1:
+                raise BundleError(f"{node.name} shares {name} with another node; export again")
+        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        tensor = self.weights[weight]
+        if group != 1 or len(tensor.dims) != 4 or tensor.data_type != TensorProto.FLOAT:
+            raise BundleError(
+                f"{node.name} is a convolution in {group} groups with weights of {len(tensor.dims)} axes, "
+                "wanted one group and FP32 weights of 4 axes; use the model in FP32"
+            )
 
     def carrier(self, tensor: str) -> str:
         """Step back over a max pooling that is the only reader of its input."""
@@ -154,7 +189,7 @@ class _Graph:
         if len(straight) == 2:
             # Both end in a convolution: the projection reads the block's input, which others read too.
             straight = {n: maker for n, maker in straight.items() if self.readers[maker.input[0]] == 1}
-        if len(straight) != 1 or self.weights & set(add.input):
+        if len(straight) != 1 or self.weights.keys() & set(add.input):
             raise BundleError(
                 f"{add.name} adds {' and '.join(add.input)}, wanted a convolution and a skip connection; "
                 "use the model in FP32"

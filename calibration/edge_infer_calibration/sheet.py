@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_infer.errors import OutputError
+from edge_infer_export.chips.pictures import READ_SUFFIXES
 from edge_infer_export.evaluation.sheet import Tile, contact_sheet, to_rgb
 
 if TYPE_CHECKING:
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     from edge_infer_calibration.candidates import Candidates
 
 MOST_SHOWN = 48
+
+
+def refuse_picture(path: Path) -> None:
+    """Refuse what cannot be written as a picture, before there is one.
+
+    Raises:
+        OutputError: its name does not end as a picture's does, it is a folder, or its folder is none.
+
+    """
+    if path.suffix.lower() not in READ_SUFFIXES or path.is_dir():
+        raise OutputError(f"{path} is no name of a picture; name it such as flips.png")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is no folder; make it first")
 
 
 def draw_flips(

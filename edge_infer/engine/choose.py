@@ -9,8 +9,9 @@ from edge_infer.bundle import INT8_MEMBER, MODEL_MEMBER
 from edge_infer.device.gpu import probe_gpu
 from edge_infer.engine import GpuOptions
 from edge_infer.engine.golden import find_fault
-from edge_infer.engine.onnx_file import check_self_contained
-from edge_infer.errors import BundleError, EngineError
+from edge_infer.engine.onnx_file import read_model
+from edge_infer.engine.verdict import against_int8
+from edge_infer.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,13 +149,8 @@ def _load_openvino(
 ) -> OpenVinoEngine:
     from edge_infer.engine.openvino import DEFAULT_BATCH, OpenVinoEngine
 
-    model_onnx = bundle.read(member)
-    try:
-        check_self_contained(model_onnx)
-    except BundleError as error:
-        raise BundleError(f"{bundle.path}: {member}: {error}") from error
     return OpenVinoEngine(
-        model_onnx,
+        read_model(bundle, member),
         bundle.manifest.contract.chip_shape,
         len(bundle.manifest.classes),
         batch=batch or DEFAULT_BATCH,
@@ -170,24 +166,16 @@ def choose_model(bundle: Bundle, precision: PrecisionChoice) -> tuple[str, Preci
         EngineError: the bundle or the CPU has no such precision.
 
     """
-    has_int8 = INT8_MEMBER in bundle.members
     if precision == "fp16":
         raise EngineError("OpenVINO on a CPU runs int8 or fp32, not fp16; use --precision auto")
-    rejected = _rejection(bundle)
-    if precision == "int8" and not has_int8:
-        raise EngineError(
-            f"{bundle.path.name} holds no INT8 model{rejected}; make one with `edge-infer calibrate`, "
-            "or use --precision fp32"
-        )
-    if precision == "int8" or (precision == "auto" and has_int8):
-        return INT8_MEMBER, "int8", f"int8: {'asked for' if precision == 'int8' else 'the bundle has it'}"
-    why = "asked for" if precision == "fp32" else f"the bundle holds no INT8 model{rejected}"
-    return MODEL_MEMBER, "fp32", f"fp32: {why}"
-
-
-def _rejection(bundle: Bundle) -> str:
-    """Say why calibration made no INT8 model, to be added to a sentence; empty where it was not tried."""
-    verdict = bundle.manifest.facts.get("int8")
-    if not isinstance(verdict, dict) or verdict.get("int8") != "rejected":
-        return ""
-    return f" (calibration rejected it: {str(verdict.get('reason'))[:300]})"
+    objection = against_int8(bundle)
+    if precision == "int8":
+        if INT8_MEMBER not in bundle.members:
+            raise EngineError(
+                f"{bundle.path.name} cannot run in INT8: {objection}; make an INT8 model with "
+                "`edge-infer calibrate`, or use --precision fp32"
+            )
+        return INT8_MEMBER, "int8", "int8: asked for"
+    if precision == "auto" and objection is None:
+        return INT8_MEMBER, "int8", "int8: it passed its gate"
+    return MODEL_MEMBER, "fp32", f"fp32: {'asked for' if precision == 'fp32' else objection}"

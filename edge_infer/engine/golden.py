@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_infer.bundle import CALIBRATION_MEMBER, GOLDEN_CHIPS_MEMBER
+from edge_infer.engine.stream import classify_batches
 from edge_infer.errors import BundleError
-from edge_infer.ring import BatchSlot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,15 +51,7 @@ def compare(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -
 
 def classify_chips(engine: Engine, chips: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Give the probabilities float32 (n, K) of chips uint8 (n, S, S, C); the engine is idle, and is again."""
-    slot = BatchSlot.allocate(engine.facts.batch, chips.shape[1:], engine.memory)
-    found = []
-    for start in range(0, len(chips), engine.facts.batch):
-        piece = chips[start : start + engine.facts.batch]
-        slot.chips[: len(piece)] = piece
-        slot.count = len(piece)
-        engine.submit(slot)
-        found.append(engine.collect()[1])
-    return np.concatenate(found)
+    return classify_batches(engine, chips.shape[1:], [chips])
 
 
 def largest_difference(bundle: Bundle, precision: Precision) -> float:

@@ -5,7 +5,6 @@ The file that a GPU gets runs here too. Ratios of neighbouring turns count: a ma
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,8 @@ import onnx
 import pytest
 import torch
 
+from edge_infer.engine.load import fill_slots, keep_full
 from edge_infer.engine.openvino import DEFAULT_BATCH, OpenVinoEngine
-from edge_infer.ring import BatchSlot
 from edge_infer_calibration.activations import observe
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import insert_qdq
@@ -46,35 +45,21 @@ def models() -> dict[str, bytes]:
     return {"fp32": content, "int8": insert_qdq(model, ranges).SerializeToString()}
 
 
-def throughput(engine: OpenVinoEngine, slots: list[BatchSlot], batches: int) -> float:
-    """Images per second, with as many batches in flight as the engine takes."""
-    started = time.perf_counter()
-    for number in range(batches):
-        if engine.in_flight == engine.depth:
-            engine.collect()
-        engine.submit(slots[number % len(slots)])
-    while engine.in_flight:
-        engine.collect()
-    return batches * DEFAULT_BATCH / (time.perf_counter() - started)
-
-
 def test_int8_against_fp32(models: dict[str, bytes], benchmark: BenchmarkFixture) -> None:
     engines = {
         "fp32": OpenVinoEngine(models["fp32"], SHAPE, 3, precision="fp32", why="benchmark"),
         "int8": OpenVinoEngine(models["int8"], SHAPE, 3, precision="int8", why="benchmark"),
     }
-    rng = np.random.default_rng(1)
-    slots = {}
+    chips = np.random.default_rng(1).integers(0, 256, (4 * DEFAULT_BATCH, *SHAPE)).astype(np.uint8)
+    slots = {name: fill_slots(engine, chips) for name, engine in engines.items()}
     for name, engine in engines.items():
-        slots[name] = [BatchSlot.allocate(DEFAULT_BATCH, SHAPE, engine.memory) for _ in range(engine.depth)]
-        for slot in slots[name]:
-            slot.chips[:], slot.count = rng.integers(0, 256, slot.chips.shape), DEFAULT_BATCH
-        throughput(engine, slots[name], engine.depth)
+        keep_full(engine, slots[name], batches=engine.depth)
     rates: dict[str, list[float]] = {"fp32": [], "int8": []}
 
     def turn() -> None:
         for name, batches in (("fp32", FP32_BATCHES), ("int8", INT8_BATCHES)):
-            rates[name].append(throughput(engines[name], slots[name], batches))
+            ends = keep_full(engines[name], slots[name], batches=batches)
+            rates[name].append(len(ends) * DEFAULT_BATCH / float(ends[-1]))
 
     benchmark.pedantic(turn, rounds=TURNS)
     ratio = float(np.median(np.array(rates["int8"]) / np.array(rates["fp32"])))

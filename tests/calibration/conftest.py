@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import pyogrio.raw
 import pytest
+import rasterio
+import shapely
 import torch
+from rasterio.transform import from_origin
 
 from edge_infer.bundle import MODEL_MEMBER, write_bundle
 from edge_infer.manifest import ChipContract, Manifest
@@ -152,3 +156,25 @@ def write_chips(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> tuple[Path, Path]:
+    """A raster of soft blocks and 200 houses on it, with labels."""
+    rng = np.random.default_rng(4)
+    blocks = rng.normal(0, 25, (3, 60, 80)).repeat(8, 1).repeat(8, 2)
+    levels = 55 + 70 * rng.integers(0, 3, (12, 16)).repeat(40, 0).repeat(40, 1)
+    pixels = np.clip(levels + blocks, 0, 255).astype(np.uint8)
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", driver="GTiff", width=640, height=480, count=3, dtype="uint8",
+        crs="EPSG:32615", transform=from_origin(360_000, 4_100_000, 0.5, 0.5), photometric="RGB",
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels)
+    x, y = rng.uniform(20, 300, 200), rng.uniform(20, 220, 200)
+    houses = shapely.box(360_000 + x - 4, 4_100_000 - y - 4, 360_000 + x + 4, 4_100_000 - y + 4)
+    pyogrio.raw.write(
+        tmp_path / "houses.gpkg", shapely.to_wkb(houses),
+        [np.array(["1", "2", "3", None] * 50, object)], np.array(["grade"]),
+        geometry_type="Polygon", crs="EPSG:32615",
+    )  # fmt: skip
+    return tmp_path / "scene.tif", tmp_path / "houses.gpkg"

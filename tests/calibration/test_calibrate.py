@@ -10,24 +10,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import pyogrio.raw
 import pytest
-import rasterio
-import shapely
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
-from rasterio.transform import from_origin
 
 from edge_infer.bundle import CALIBRATION_MEMBER, INT8_MEMBER, MODEL_MEMBER, open_bundle, write_bundle
 from edge_infer.cli import main
 from edge_infer.engine.choose import choose_model
-from edge_infer.errors import BundleError, EngineError, OutputError, Refused
+from edge_infer.errors import BundleError, EdgeInferError, EngineError, OutputError, Refused
 from edge_infer_calibration.activations import observe
 from edge_infer_calibration.calibrate import CalibrateRequest, calibrate
 from edge_infer_calibration.cli_calibrate import METHOD_NAMES
@@ -40,6 +36,7 @@ from edge_infer_calibration.remedies import corrected_biases, divergence, sensit
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_infer.engine import Precision
     from edge_infer_calibration.activations import Activations
 
 LOOSE = Limits(agreement=0.9, recall_fall=0.2)
@@ -97,11 +94,25 @@ def test_a_bundle_gets_int8_and_says_where_it_came_from(town: tuple[Path, Path],
     assert sha256(first.tobytes()).hexdigest() == listed[0]["sha256"]
     assert facts["chips"]["images"] == ["a.tif", "b.tif"]
     assert facts["chips"]["sensor"]["gsd_metres"] == [0.3, 0.5]
-    assert sum(facts["input_histogram"]["bands"]["red"]) == 64 * 16 * 16
+    # Of all candidates, not of those chosen by strata.
+    assert sum(facts["input_histogram"]["bands"]["red"]) == 140 * 16 * 16
+    per_class = facts["gate"]["per_class"]
+    assert sum(entry["chips"] for entry in per_class.values()) == 76
+    for entry in per_class.values():
+        change = entry["recall"]["int8"] - entry["recall"]["fp32"]
+        assert change == pytest.approx(entry["recall_change"]["value"])
+    assert len(facts["gate"]["flipped"]) == facts["gate"]["flips"]
     model = onnx.load_from_string(after.read(INT8_MEMBER))
     scales = {t.name: float(numpy_helper.to_array(t)) for t in model.graph.initializer if t.dims == []}
     assert scales["relu.out.scale"] == pytest.approx(facts["ranges"]["relu.out"] / 127)
-    assert "warning" in done.describe()  # 64 chips are few
+    for words in (
+        "64 chips are few",
+        "name others with --held-out",
+        "limits were loosened",
+        "were held out of",
+    ):
+        assert words in done.describe()
+    assert facts["warnings"] == list(done.warnings)
     with Image.open(sheet) as picture:
         assert picture.width > 100
     assert choose_model(after, "auto")[:2] == (INT8_MEMBER, "int8")
@@ -135,12 +146,26 @@ def test_the_most_sensitive_layer_stays_in_float_where_that_helps(
     write_model: Callable[..., Path],
     write_chips: Callable[..., Path],
     imagery_chips: Chips,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write_model(unbalanced(model, 1e4))
     chips = write_chips(*imagery_chips(140))
+    swept: list[NDArray[np.float32]] = []
+
+    def watched(*arguments: Any) -> list[tuple[tuple[str, ...], float]]:
+        swept.append(arguments[3])
+        return sensitivity(*arguments)
+
+    monkeypatch.setattr("edge_infer_calibration.calibrate.sensitivity", watched)
     done = calibrate(CalibrateRequest(bundle=path, chips=(chips,), count=64, method="minmax", limits=LOOSE))
-    facts = open_bundle(path).read_json(CALIBRATION_MEMBER)
+    bundle = open_bundle(path)
+    facts = bundle.read_json(CALIBRATION_MEMBER)
     assert done.passed
+    # The sweep saw the calibration chips, none of the gate's.
+    pictures = [np.asarray(Image.open(entry["name"])) for entry in facts["chips"]["list"]]
+    known = run_model(bundle.read(MODEL_MEMBER), (32, 32, 3), 3, [np.stack(pictures)], precision="fp32")
+    assert len(swept[0]) == 64
+    assert all(np.abs(known - row).max(axis=1).min() < 1e-6 for row in swept[0])
     # Four methods and bias correction fail; then one layer in float is enough.
     assert [attempt["passed"] for attempt in facts["attempts"]] == [False] * 5 + [True]
     assert max(facts["sensitivity"], key=facts["sensitivity"].__getitem__) == "layer2.0.conv2"
@@ -177,8 +202,8 @@ def test_where_nothing_passes_the_bundle_says_so_and_float_runs(town: tuple[Path
     assert facts["sensitivity"]
     member, precision, why = choose_model(bundle, "auto")
     assert (member, precision) == (MODEL_MEMBER, "fp32")
-    assert "calibration rejected it: INT8 and FP32 name the same class" in why
-    with pytest.raises(EngineError, match="calibration rejected it"):
+    assert "INT8 did not pass its gate (INT8 and FP32 name the same class" in why
+    with pytest.raises(EngineError, match="cannot run in INT8: INT8 did not pass its gate"):
         choose_model(bundle, "int8")
     assert "int8 rejected" in done.describe()
 
@@ -329,18 +354,75 @@ def test_requests_that_contradict_themselves(tmp_path: Path) -> None:
         ({"chips": (tmp_path,), "imagery": (tmp_path,), "footprints": tmp_path}, "not both"),
         ({"imagery": (tmp_path,)}, "belong together"),
         ({"chips": (tmp_path,), "count": 20}, "20 calibration chips are too few"),
+        ({"chips": (tmp_path,), "count": 5001}, "5001 calibration chips are more than the 5000"),
+        ({"chips": (tmp_path,), "label_field": "grade"}, "--label-field belong to --footprints"),
+        ({"chips": (tmp_path,), "where": "a = 1"}, "belong to --footprints"),
+        ({"chips": (tmp_path,), "layer": "houses"}, "belong to --footprints"),
+        ({"chips": (tmp_path,), "classes": {"1": "dark"}}, "name it with --label-field"),
+        ({"imagery": (tmp_path,), "footprints": tmp_path, "ignore_labels": ("9",)}, "with --label-field"),
     ):
         with pytest.raises(Refused, match=words):
             CalibrateRequest(bundle=bundle, **wrong)
 
 
-def test_existing_outputs_are_not_replaced_unasked(town: tuple[Path, Path], tmp_path: Path) -> None:
-    path, chips = town
+def test_outputs_are_refused_before_a_chip_is_read(town: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = town
     (tmp_path / "there.edgemodel").write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"there\.edgemodel exists"):
-        calibrate(CalibrateRequest(bundle=path, out=tmp_path / "there.edgemodel", chips=(chips,), count=64))
-    with pytest.raises(OutputError, match="is no folder"):
-        calibrate(CalibrateRequest(bundle=path, chips=(chips,), count=64, sheet=tmp_path / "no" / "f.png"))
+    (tmp_path / "folder.png").mkdir()
+    for wrong, words in (
+        ({"out": tmp_path / "there.edgemodel"}, r"there\.edgemodel exists"),
+        ({"out": tmp_path, "overwrite": True}, "is a folder, wanted a file"),
+        ({"out": tmp_path / "no" / "new.edgemodel"}, "is no folder; make it first"),
+        ({"sheet": tmp_path / "no" / "f.png"}, "is no folder; make it first"),
+        ({"sheet": tmp_path / "flips"}, "is no name of a picture"),
+        ({"sheet": tmp_path / "flips.txt"}, "is no name of a picture"),
+        ({"sheet": tmp_path / "folder.png"}, "is no name of a picture"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            calibrate(CalibrateRequest(bundle=path, chips=(tmp_path / "none",), **wrong))
+
+
+def test_a_picture_that_fails_does_not_cost_the_bundle(
+    town: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, chips = town
+
+    def fail(*_: object) -> None:
+        raise OutputError("flips.png cannot be written: the disk is full")
+
+    monkeypatch.setattr("edge_infer_calibration.calibrate.draw_flips", fail)
+    request = CalibrateRequest(
+        bundle=path, chips=(chips,), count=64, method="minmax", limits=LOOSE, sheet=tmp_path / "flips.png"
+    )
+    with pytest.raises(EdgeInferError, match=r"small\.edgemodel is written, but: flips\.png") as failed:
+        calibrate(request)
+    assert failed.value.exit_code == 1
+    assert INT8_MEMBER in open_bundle(path).members
+
+
+def test_chips_that_flip_are_named(
+    model: onnx.ModelProto,
+    write_model: Callable[..., Path],
+    write_chips: Callable[..., Path],
+    imagery_chips: Chips,
+) -> None:
+    path = write_model(unbalanced(model, 300.0))
+    chips = write_chips(*imagery_chips(140))
+    request = CalibrateRequest(
+        bundle=path, chips=(chips,), count=64, method="minmax", limits=Limits(agreement=0, recall_fall=1)
+    )
+    calibrate(request)
+    bundle = open_bundle(path)
+    gate = bundle.read_json(CALIBRATION_MEMBER)["gate"]
+    flipped = gate["flipped"]
+    assert 0 < len(flipped) == gate["flips"]
+    assert [entry["shift"] for entry in flipped] == sorted((e["shift"] for e in flipped), reverse=True)
+    pictures = np.stack([np.asarray(Image.open(entry["name"])) for entry in flipped])
+    classes = bundle.manifest.classes
+    pairs: tuple[tuple[str, Precision], ...] = ((MODEL_MEMBER, "fp32"), (INT8_MEMBER, "int8"))
+    for member, precision in pairs:
+        found = run_model(bundle.read(member), (32, 32, 3), 3, [pictures], precision=precision)
+        assert [classes[k] for k in found.argmax(axis=1)] == [entry[precision] for entry in flipped]
 
 
 def test_a_full_disk_leaves_the_old_bundle_whole(town: tuple[Path, Path]) -> None:
@@ -365,28 +447,6 @@ def test_a_full_disk_leaves_the_old_bundle_whole(town: tuple[Path, Path]) -> Non
 
 
 # --- straight from imagery, and the command ---
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> tuple[Path, Path]:
-    """A raster of soft blocks and 200 houses on it, with labels."""
-    rng = np.random.default_rng(4)
-    blocks = rng.normal(0, 25, (3, 60, 80)).repeat(8, 1).repeat(8, 2)
-    levels = 55 + 70 * rng.integers(0, 3, (12, 16)).repeat(40, 0).repeat(40, 1)
-    pixels = np.clip(levels + blocks, 0, 255).astype(np.uint8)
-    with rasterio.open(
-        tmp_path / "scene.tif", "w", driver="GTiff", width=640, height=480, count=3, dtype="uint8",
-        crs="EPSG:32615", transform=from_origin(360_000, 4_100_000, 0.5, 0.5), photometric="RGB",
-    ) as dataset:  # fmt: skip
-        dataset.write(pixels)
-    x, y = rng.uniform(20, 300, 200), rng.uniform(20, 220, 200)
-    houses = shapely.box(360_000 + x - 4, 4_100_000 - y - 4, 360_000 + x + 4, 4_100_000 - y + 4)
-    pyogrio.raw.write(
-        tmp_path / "houses.gpkg", shapely.to_wkb(houses),
-        [np.array(["1", "2", "3", None] * 50, object)], np.array(["grade"]),
-        geometry_type="Polygon", crs="EPSG:32615",
-    )  # fmt: skip
-    return tmp_path / "scene.tif", tmp_path / "houses.gpkg"
 
 
 def test_straight_from_imagery_with_and_without_labels(
@@ -470,8 +530,11 @@ def test_info_prints_where_int8_came_from(town: tuple[Path, Path]) -> None:
     path, chips = town
     calibrate(CalibrateRequest(bundle=path, chips=(chips,), count=64, method="minmax", limits=LOOSE))
     facts = describe_file(path)
+    assert any("were held out of" in warning for warning in facts["calibration"]["warnings"])
     assert facts["calibration"]["method"] == "minmax"
     json.dumps(facts)
     text = "\n".join(describe_lines(facts))
     assert "int8      passed: minmax" in text
     assert "64 chips of 2 images" in text
+    for words in ("limits were loosened", "name others with --held-out", "were held out of"):
+        assert words in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from edge_infer.errors import Refused
 from edge_infer_calibration.candidates import Candidates
-from edge_infer_calibration.choice import choose, look, refuse_synthetic, strata_of
+from edge_infer_calibration.choice import choose, fingerprints, look, refuse_synthetic, strata_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ def candidates_of(
         event=np.full(count, "", object),
         gsd_metres=np.where(np.arange(count) % 5, 0.5, 0.3),
         blocks=None,
+        by_chance=np.ones(count, bool),
         read=read,
     )
 
@@ -51,7 +53,7 @@ def test_a_rare_stratum_is_not_lost(imagery_chips: Callable[..., tuple[np.ndarra
     classes[:10] = 1
     candidates = candidates_of(chips, classes)
     rows = np.arange(1000)
-    chosen = choose(candidates, look(candidates, rows), rows, 100, seed=0)
+    chosen = choose(strata_of(candidates, look(candidates.batches(rows)), rows), 100, seed=0)
     assert len(set(chosen.tolist())) == 100
     assert Counter(classes[chosen].tolist())[1] == 10
 
@@ -60,9 +62,8 @@ def test_strata_are_filled_evenly(imagery_chips: Callable[..., tuple[np.ndarray,
     chips, classes = imagery_chips(1200)
     candidates = candidates_of(chips, classes)
     rows = np.arange(1200)
-    looks = look(candidates, rows)
-    chosen = choose(candidates, looks, rows, 200, seed=3)
-    strata = strata_of(candidates, looks, rows)
+    strata = strata_of(candidates, look(candidates.batches(rows)), rows)
+    chosen = choose(strata, 200, seed=3)
     available, taken = Counter(strata.tolist()), Counter(strata[chosen].tolist())
     most = max(taken.values())
     # A stratum gives fewer than the fullest one only by one, or because it has no more.
@@ -72,8 +73,8 @@ def test_strata_are_filled_evenly(imagery_chips: Callable[..., tuple[np.ndarray,
 def test_the_seed_decides(imagery_chips: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
     chips, classes = imagery_chips(300)
     candidates, rows = candidates_of(chips, classes), np.arange(300)
-    looks = look(candidates, rows)
-    one, same, other = (choose(candidates, looks, rows, 64, seed) for seed in (1, 1, 2))
+    strata = strata_of(candidates, look(candidates.batches(rows)), rows)
+    one, same, other = (choose(strata, 64, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert set(one) != set(other)
 
@@ -83,16 +84,18 @@ def test_looking_reads_a_few_chips_at_a_time(
 ) -> None:
     seen: list[int] = []
     chips, classes = imagery_chips(100)
-    looks = look(candidates_of(chips, classes, seen=seen), np.arange(100))
+    looks = look(candidates_of(chips, classes, seen=seen).batches(np.arange(100)))
     assert max(seen) <= 16
     assert sum(seen) == 100
     np.testing.assert_allclose(looks.brightness, chips.mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(looks.contrast, chips.mean(axis=3).std(axis=(1, 2)))
+    assert looks.sha256[17] == sha256(chips[17].tobytes()).hexdigest()
+    assert looks.take(np.array([17])).sha256.tolist() == fingerprints(chips[17:18])
 
 
 def test_imagery_is_taken(imagery_chips: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
-    chips, classes = imagery_chips(60)
-    looks = look(candidates_of(chips, classes), np.arange(60))
+    chips, _ = imagery_chips(60)
+    looks = look([chips])
     refuse_synthetic(looks)
     assert looks.smoothness.min() > 0.5
 
@@ -120,7 +123,7 @@ def test_what_no_camera_took_is_refused(kind: str, words: str) -> None:
         "blurred noise": kernel.astype(np.uint8),
     }[kind]
     with pytest.raises(Refused, match=words):
-        refuse_synthetic(look(candidates_of(chips, None), np.arange(80)))
+        refuse_synthetic(look([chips]))
 
 
 def test_real_imagery_is_far_from_noise(shared_data: Path) -> None:
@@ -135,6 +138,6 @@ def test_real_imagery_is_far_from_noise(shared_data: Path) -> None:
             for k in range(20):
                 window = Window(100 + 40 * k, 100 + 30 * k, SIDE, SIDE)
                 chips.append(np.moveaxis(image.read((1, 2, 3), window=window), 0, 2))
-    looks = look(candidates_of(np.array(chips, np.uint8), None), np.arange(len(chips)))
+    looks = look([np.array(chips, np.uint8)])
     assert np.median(looks.smoothness) > 0.5
     refuse_synthetic(looks)

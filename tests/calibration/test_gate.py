@@ -121,6 +121,76 @@ def test_changes_are_differences_of_the_two_models_figures(seed: int) -> None:
     assert figures["agreement"] == pytest.approx((pair[0].argmax(1) == pair[1].argmax(1)).mean())
 
 
+def test_a_class_without_chips_or_with_few_is_warned_of() -> None:
+    truth = np.array([0] * 480 + [1] * 20)
+    labels = truth.copy()
+    labels[-3:] = 0  # a loss that the interval of 20 chips cannot tell from none
+    pair = probabilities_of(truth), probabilities_of(labels)
+    verdict = judge(*pair, truth, CLASSES, limits=Limits(), blocks=np.arange(500) // 10)
+    assert verdict.passed
+    absent, few = verdict.warnings()
+    assert absent.startswith("no chip of c was held out")
+    assert few.startswith("few chips were held out of b (20 on 2 blocks of ground); with less than 100 on 10")
+    alone = judge(*pair, truth, CLASSES, limits=Limits())
+    assert "few chips were held out of b (20);" in alone.warnings()[1]
+    # Many chips on little ground are few, too.
+    truth = np.arange(600) % 3
+    same = probabilities_of(truth)
+    (little,) = judge(same, same, truth, CLASSES, limits=Limits(), blocks=truth * 7).warnings()
+    assert "a (200 on 1 blocks of ground), b (200" in little
+    assert judge(same, same, truth, CLASSES, limits=Limits(), blocks=np.arange(600)).warnings() == ()
+
+
+def test_few_blocks_do_not_excuse_the_loss_of_one() -> None:
+    """Drawn from two blocks, one of them lost: the interval would reach from 0 to all."""
+    truth = np.array([0] * 3000 + [1] * 20)
+    labels = truth.copy()
+    labels[3000:3010] = 0
+    blocks = np.concatenate([np.arange(3000) // 30, np.repeat([100, 101], 10)])
+    verdict = judge(
+        probabilities_of(truth), probabilities_of(labels), truth, CLASSES, limits=Limits(), blocks=blocks
+    )
+    assert [reason[:34] for reason in verdict.reasons] == ["recall of b falls by 50.0 points ("]
+    assert verdict.figures["per_class"]["b"]["recall_change"]["high"] < -0.2
+
+
+def test_numbers_of_blocks_that_hold_no_chip_change_nothing() -> None:
+    """The gate's chips are some of many; the others' blocks must not be drawn."""
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 3, 300)
+    before, after = (rng.dirichlet((1, 1, 1), 300).astype(np.float32) for _ in range(2))
+    blocks = rng.integers(0, 40, 300)
+    dense, sparse = (
+        judge(before, after, truth, CLASSES, limits=Limits(), blocks=numbers)
+        for numbers in (blocks, blocks * 97 + 5)
+    )
+    assert dense.figures == sparse.figures
+
+
+def test_both_models_figures_are_kept() -> None:
+    truth = np.array([0] * 100 + [1] * 100)
+    labels = truth.copy()
+    labels[:10] = 1
+    figures = judge(
+        probabilities_of(truth), probabilities_of(labels), truth, CLASSES, limits=Limits(), blocks=truth
+    ).figures
+    entry = figures["per_class"]["a"]
+    assert (entry["chips"], entry["blocks"]) == (100, 1)
+    assert entry["recall"] == {"fp32": 1.0, "int8": pytest.approx(0.9)}
+    assert figures["per_class"]["b"]["precision"] == {"fp32": 1.0, "int8": pytest.approx(100 / 110)}
+    assert figures["per_class"]["c"]["recall"] == {"fp32": None, "int8": None}
+    assert figures["per_class"]["c"]["blocks"] == 0
+
+
+def test_looser_limits_say_so() -> None:
+    assert Limits().warning() is None
+    assert Limits(agreement=0.999, recall_fall=0).warning() is None
+    words = Limits(agreement=0.9, recall_fall=0.2).warning()
+    assert words is not None
+    assert "an agreement of 90.0% is enough (usual 99.0%)" in words
+    assert "may lose 20 points of recall (usual 0.5)" in words
+
+
 @pytest.mark.parametrize("wrong", [{"agreement": 1.5}, {"recall_fall": -0.1}])
 def test_limits_are_shares(wrong: dict[str, float]) -> None:
     with pytest.raises(Refused, match="shares between 0 and 1"):

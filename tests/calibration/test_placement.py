@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from edge_infer_export.network.graph import Classifier
 
 
-def graph_of(*nodes: onnx.NodeProto) -> onnx.ModelProto:
-    """A graph whose weights are called w."""
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 1, 1], [1.0])
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4, 4])
+def graph_of(*nodes: onnx.NodeProto, takes: str = "chips") -> onnx.ModelProto:
+    """A graph whose weights are called w, v (of one axis less) and h (in half precision)."""
+    weights = [
+        helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 1, 1], [1.0]),
+        helper.make_tensor("v", TensorProto.FLOAT, [1, 1, 1], [1.0]),
+        helper.make_tensor("h", TensorProto.FLOAT16, [1, 1, 1, 1], [1.0]),
+        helper.make_tensor("b", TensorProto.FLOAT, [1], [1.0]),
+    ]
+    value = helper.make_tensor_value_info(takes, TensorProto.FLOAT, [1, 1, 4, 4])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    return helper.make_model(helper.make_graph(list(nodes), "g", [value], [out], [weight]))
+    return helper.make_model(helper.make_graph(list(nodes), "g", [value], [out], weights))
 
 
 def test_every_convolution_and_every_skip_is_found(model: onnx.ModelProto) -> None:
@@ -62,7 +67,7 @@ def test_nothing_from_the_global_pooling_on(model: onnx.ModelProto) -> None:
 
 def test_unknown_operators_are_named() -> None:
     found = graph_of(
-        helper.make_node("Conv", ["x", "w"], ["h"], name="c"),
+        helper.make_node("Conv", ["chips", "w"], ["h"], name="c"),
         helper.make_node("Erf", ["h"], ["y"], name="strange"),
     )
     with pytest.raises(BundleError, match=r"Erf \(strange\).*use it in FP32"):
@@ -71,7 +76,7 @@ def test_unknown_operators_are_named() -> None:
 
 def test_a_quantised_graph_is_refused() -> None:
     found = graph_of(
-        helper.make_node("Conv", ["x", "w"], ["h"], name="c"),
+        helper.make_node("Conv", ["chips", "w"], ["h"], name="c"),
         helper.make_node("QuantizeLinear", ["h", "s", "z"], ["y"], name="q"),
     )
     with pytest.raises(BundleError, match="quantised already"):
@@ -80,22 +85,71 @@ def test_a_quantised_graph_is_refused() -> None:
 
 def test_a_graph_without_convolutions_is_refused() -> None:
     with pytest.raises(BundleError, match="no convolution"):
-        place(graph_of(helper.make_node("Relu", ["x"], ["y"], name="r")))
+        place(graph_of(helper.make_node("Relu", ["chips"], ["y"], name="r")))
 
 
-def test_computed_weights_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("inputs", "what"), [(["chips", "w2"], "weights of c are"), (["chips", "w", "w2"], "bias of c is")]
+)
+def test_computed_constants_are_refused(inputs: list[str], what: str) -> None:
     found = graph_of(
-        helper.make_node("Mul", ["w", "w"], ["w2"], name="m"),
-        helper.make_node("Conv", ["x", "w2"], ["y"], name="c"),
+        helper.make_node("Identity", ["b"], ["w2"], name="m"),
+        helper.make_node("Conv", inputs, ["y"], name="c"),
     )
-    with pytest.raises(BundleError, match="weights of c are computed"):
+    with pytest.raises(BundleError, match=f"the {what} computed"):
         place(found)
 
 
-@pytest.mark.parametrize("second", ["w", "x"])
+@pytest.mark.parametrize(
+    ("weight", "group", "words"),
+    [
+        ("w", 2, "c is a convolution in 2 groups"),
+        ("v", 1, "weights of 3 axes"),
+        ("h", 1, "wanted one group and FP32 weights"),
+    ],
+)
+def test_other_kinds_of_convolutions_are_refused(weight: str, group: int, words: str) -> None:
+    with pytest.raises(BundleError, match=words):
+        place(graph_of(helper.make_node("Conv", ["chips", weight], ["y"], name="c", group=group)))
+
+
+@pytest.mark.parametrize("shared", ["w", "b"])
+def test_constants_that_two_nodes_read_are_refused(shared: str) -> None:
+    """Rounding them for one would change the other."""
+    found = graph_of(
+        helper.make_node("Conv", ["chips", "w", "b"], ["t"], name="c"),
+        helper.make_node("Mul", ["t", shared], ["y"], name="m"),
+    )
+    with pytest.raises(BundleError, match=f"c shares {shared} with another node"):
+        place(found)
+
+
+@pytest.mark.parametrize("names", [("", "r"), ("c", "c"), ("", "")])
+def test_nodes_that_names_do_not_tell_apart_are_refused(names: tuple[str, str]) -> None:
+    found = graph_of(
+        helper.make_node("Conv", ["chips", "w"], ["t"], name=names[0]),
+        helper.make_node("Relu", ["t"], ["y"], name=names[1]),
+    )
+    with pytest.raises(BundleError, match=r"nodes of model\.onnx have the name"):
+        place(found)
+
+
+def test_operators_of_others_and_other_inputs_are_refused() -> None:
+    with pytest.raises(BundleError, match=r"c is an operator of 'my\.ops'"):
+        place(graph_of(helper.make_node("Conv", ["chips", "w"], ["y"], name="c", domain="my.ops")))
+    with pytest.raises(BundleError, match="takes pixels, wanted chips"):
+        place(graph_of(helper.make_node("Conv", ["pixels", "w"], ["y"], name="c"), takes="pixels"))
+
+
+def test_a_convolution_without_a_bias() -> None:
+    (found,) = place(graph_of(helper.make_node("Conv", ["chips", "w", ""], ["y"], name="c"))).convolutions
+    assert (found.source, found.weight, found.bias) == ("chips", "w", None)
+
+
+@pytest.mark.parametrize("second", ["b", "chips"])
 def test_an_add_that_is_no_residual_is_refused(second: str) -> None:
-    nodes = [helper.make_node("Conv", ["x", "w"], ["h"], name="c")]
-    first = "h" if second == "w" else "x"
+    nodes = [helper.make_node("Conv", ["chips", "w"], ["h"], name="c")]
+    first = "h" if second == "b" else "chips"
     nodes.append(helper.make_node("Add", [first, second], ["y"], name="a"))
     with pytest.raises(BundleError, match="a adds"):
         place(graph_of(*nodes))

@@ -13,6 +13,7 @@ import openvino
 import pytest
 from onnx import numpy_helper
 
+from edge_infer_calibration.activations import observe
 from edge_infer_calibration.gate import run_model
 from edge_infer_calibration.placement import place
 from edge_infer_calibration.qdq import LEVELS, insert_qdq, quantise_weight
@@ -144,6 +145,22 @@ def test_what_stays_in_float_is_exactly_that(model: onnx.ModelProto, quantised: 
     assert [n.name for n in none.graph.node] == [n.name for n in model.graph.node]
 
 
+@pytest.mark.parametrize("in_float", ["layer1.0.conv1", "layer1.0.conv2"])
+def test_what_stays_in_float_reads_no_pooled_pair(model: onnx.ModelProto, in_float: str) -> None:
+    """The block's other branch is quantised: its pair stands after the pooling, for that branch alone."""
+    found = insert_qdq(model, dict.fromkeys(place(model).tensors, 3.0), in_float=[in_float])
+    nodes = {node.name: node for node in found.graph.node}
+    pooling = nodes["maxpool"]
+    assert list(pooling.input) == ["relu.out"]
+    convolution, add = nodes["layer1.0.conv1"], nodes["layer1.0.add"]
+    reads = {convolution.name: convolution.input[0], add.name: add.input[1]}
+    in_int8, floats = (add, convolution) if in_float.endswith("conv1") else (convolution, add)
+    assert reads == {in_int8.name: "maxpool.out.dq", floats.name: "maxpool.out"}
+    values = {t.name: numpy_helper.to_array(t) for t in found.graph.initializer}
+    assert values["maxpool.out.scale"] == np.float32(3 / LEVELS)
+    assert "relu.out.scale" not in values
+
+
 def test_other_biases_are_for_what_is_quantised(model: onnx.ModelProto) -> None:
     placement = place(model)
     ranges = dict.fromkeys(placement.tensors, 3.0)
@@ -177,6 +194,75 @@ def test_int8_is_near_float_and_openvino_near_onnxruntime(
     )
     # Rounding halves and the order of sums differ.
     assert np.abs(by_engine - outputs[1]).max() < 0.05
+
+
+def edited(model: onnx.ModelProto, changes: dict[str, Callable[[np.ndarray], None]]) -> onnx.ModelProto:
+    """A copy in which functions have changed constants in place."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in changes:
+            values = numpy_helper.to_array(tensor).copy()
+            changes[tensor.name](values)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return copy
+
+
+def put(channels: int | slice, value: float) -> Callable[[np.ndarray], None]:
+    def change(values: np.ndarray) -> None:
+        values[channels] = value
+
+    return change
+
+
+EVERY = slice(None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conv1.weight": put(0, 0), "conv1.bias": put(0, 2)},
+        {"layer1.0.conv1.weight": put(0, 0), "layer1.0.conv1.bias": put(0, 2)},
+        {"layer2.0.conv2.weight": put(3, 1e-12), "layer2.0.conv2.bias": put(3, 2)},
+        {"layer2.0.conv2.weight": put(3, 1e-30), "layer2.0.conv2.bias": put(3, -1)},
+        {"layer2.1.conv1.weight": put(EVERY, 0), "layer2.1.conv1.bias": put(EVERY, -1)},  # a dead tensor
+        {"layer2.1.conv1.weight": put(EVERY, 0), "layer2.1.conv1.bias": put(EVERY, 1)},  # a constant one
+    ],
+)
+def test_channels_and_tensors_of_nothing_keep_their_bias(
+    model: onnx.ModelProto,
+    imagery_chips: Callable[..., tuple[np.ndarray, np.ndarray]],
+    changes: dict[str, Callable[[np.ndarray], None]],
+) -> None:
+    """ONNX Runtime, optimised, holds a bias in steps of both scales and in 32 bits, where it may overflow."""
+    spoilt, (chips, _) = edited(model, changes), imagery_chips(16, seed=9)
+    ranges = find_ranges(observe(spoilt, place(spoilt), [chips]).histograms, "minmax")
+    content = insert_qdq(spoilt, ranges).SerializeToString()
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    expected, found = (
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(
+            None, {"chips": chips}
+        )[0]
+        for options in (plain, onnxruntime.SessionOptions())
+    )
+    # Halves may be rounded either way, which moves single chips; a bias that overflows moves them all.
+    assert np.abs(found - expected).mean() < 0.05
+    by_engine = run_model(content, (32, 32, 3), found.shape[1], [chips], precision="int8")
+    assert np.abs(by_engine - expected).mean() < 0.05
+    values = {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(content).graph.initializer}
+    for convolution in place(spoilt).convolutions:
+        carrier = place(spoilt).carriers[convolution.source]
+        steps = values[f"{carrier}.scale"].astype(np.float64) * values[f"{convolution.weight}.scale"]
+        assert np.abs(values[str(convolution.bias)] / steps).max() < 2**31
+
+
+def test_scales_are_never_below_what_a_float_can_hold() -> None:
+    weight = np.zeros((3, 2, 1, 1), np.float32)
+    weight[:, :, 0, 0] = np.array([[0, 0], [1e-44, 0], [2, 1]])
+    levels, scale = quantise_weight(weight)
+    np.testing.assert_array_equal(scale, np.array([1, 1, 2 / LEVELS], np.float32))
+    assert levels[:, 0].ravel().tolist() == [0, 0, LEVELS]
 
 
 def convolutions_in_openvino(model: onnx.ModelProto) -> dict[str, str]:

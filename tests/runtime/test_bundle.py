@@ -131,6 +131,56 @@ def test_a_failed_write_leaves_the_old_bundle_and_nothing_else(path, make_manife
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_link_stays_and_what_it_leads_to_is_replaced(path, tmp_path, make_manifest):
+    folder = tmp_path / "current"
+    folder.mkdir()
+    link, second = folder / "model.edgemodel", folder / "again.edgemodel"
+    link.symlink_to(path)
+    second.symlink_to("model.edgemodel")
+    written = write_bundle(second, make_manifest(name="other"), MEMBERS)
+    assert written.path == second
+    assert link.is_symlink()
+    assert second.is_symlink()
+    assert open_bundle(path).manifest.name == "other"
+    assert [entry.name for entry in sorted(folder.iterdir())] == [second.name, link.name]
+
+
+def test_a_link_to_nothing_yet_and_one_to_itself(tmp_path, make_manifest):
+    link = tmp_path / "link.edgemodel"
+    link.symlink_to(tmp_path / "new.edgemodel")
+    write_bundle(link, make_manifest(), MEMBERS)
+    assert link.is_symlink()
+    assert (tmp_path / "new.edgemodel").is_file()
+    circle = tmp_path / "circle.edgemodel"
+    circle.symlink_to(circle)
+    with pytest.raises(OutputError, match=r"cannot write .*circle"):
+        write_bundle(circle, make_manifest(), MEMBERS)
+
+
+@pytest.mark.parametrize(("mode", "after"), [(0o664, 0o664), (0o600, 0o600), (0o440, 0o640)])
+def test_access_rights_are_kept(path, make_manifest, mode, after):
+    path.chmod(mode)
+    write_bundle(path, make_manifest(name="other"), MEMBERS)
+    assert stat.S_IMODE(path.stat().st_mode) == after
+
+
+def test_what_a_killed_write_left_long_ago_is_cleared(path, make_manifest):
+    """Not what may still be written to, nor what belongs to another file."""
+    folder = path.parent
+    names = {
+        "old": f".{path.name}.0123abcd.partial",
+        "young": f".{path.name}.89abcdef.partial",
+        "another's": ".village.edgemodel.0123abcd.partial",
+        "the user's": f".{path.name}.mine.partial",
+    }
+    for what, name in names.items():
+        (folder / name).write_bytes(b"half")
+        if what != "young":
+            os.utime(folder / name, (1e9, 1e9))
+    write_bundle(path, make_manifest(name="other"), MEMBERS)
+    assert {entry.name for entry in folder.iterdir()} == {path.name, *names.values()} - {names["old"]}
+
+
 def test_a_folder_that_is_not_there(tmp_path, make_manifest):
     with pytest.raises(OutputError, match="No such file or directory"):
         write_bundle(tmp_path / "nowhere" / "town.edgemodel", make_manifest(), MEMBERS)

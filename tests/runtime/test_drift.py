@@ -157,6 +157,20 @@ def test_a_run_says_how_far_its_imagery_lies(
         (text,) = database.execute("SELECT drift FROM edge_runs").fetchone()
     assert json.loads(text) == summary.to_json()["drift"]
     assert (json.loads(text)["warning"] is not None) == warned
+    assert summary.to_json()["drift_unknown"] is None
+
+
+def test_a_run_of_a_model_that_was_not_calibrated_says_so(
+    make_bundle: Callable[..., Path], write_raster: Callable[..., Path], tmp_path: Path
+) -> None:
+    raster = write_raster("scene.tif", np.full((3, 40, 40), 100, np.uint8))
+    summary = classify(
+        RunRequest(bundle=make_bundle(), imagery=(raster,), footprints=None, out=tmp_path / "out.gpkg"),
+        quiet=True,
+    )
+    assert summary.to_json()["drift"] is None
+    assert summary.to_json()["drift_unknown"].startswith("the model was not calibrated")
+    assert "drift of the imagery not known: the model was not calibrated" in summary.describe()
 
 
 def test_a_bundle_that_was_never_calibrated_has_nothing_to_compare(make_bundle: Callable[..., Path]) -> None:
@@ -164,6 +178,25 @@ def test_a_bundle_that_was_never_calibrated_has_nothing_to_compare(make_bundle: 
     watch.add(np.zeros((100, 16, 16, 3), np.uint8), np.ones(100, bool))
     assert watch.drift() is None
     assert watch.field.chips == 0
+    assert watch.why_unknown(100) == (
+        "the model was not calibrated, so there is nothing to hold this imagery against"
+    )
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "classified", "why"),
+    [
+        (49, 49, "49 of 49 chips were looked at, wanted 50"),
+        (48, 700, "48 of 700 chips were looked at, wanted 50; of batches that a GPU cuts, one in 16 is"),
+        (0, 5000, "0 of 5,000 chips were looked at, wanted 50; of batches that a GPU cuts, one in 16 is"),
+        (50, 800, None),
+    ],
+)
+def test_why_nothing_is_said(looked_at: int, classified: int, why: str | None) -> None:
+    watch = DriftWatch(BANDS, InputHistogram.empty(SHAPE), histogram_of(field(100)))
+    watch.add(field(100, count=80)[:looked_at], np.ones(looked_at, bool))
+    assert watch.why_unknown(classified) == why
+    assert (watch.drift() is None) == (why is not None)
 
 
 def test_a_malformed_histogram_is_refused(make_bundle: Callable[..., Path]) -> None:

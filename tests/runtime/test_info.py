@@ -4,16 +4,17 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_infer.bundle import write_bundle
 from edge_infer.errors import BundleError, Refused
 from edge_infer.footprints import read_footprints
-from edge_infer.info import describe_file, describe_lines, evaluation_lines
+from edge_infer.info import calibration_lines, describe_file, describe_lines, evaluation_lines
 from edge_infer.output import create_output
 from edge_infer.results import ImageInfo, ResultRows, Results, RunInfo
 
@@ -105,9 +106,10 @@ EVALUATION = {
     "per_class": {
         "damaged": {"chips": 400, "precision": ESTIMATE, "recall": {"value": None, "low": None, "high": None}}
     },
+    "shortcut": {"verdict": "far", "probe": {"value": 0.6, "low": None, "high": None}, "model": ESTIMATE},
     "findings": [
-        {"level": "alarm", "words": "Parted at random."},
         {"level": "note", "words": "One\nevent\x1b[31m."},
+        {"level": "alarm", "words": "Parted at random."},
     ],
 }
 
@@ -116,6 +118,7 @@ def test_evaluation_of_a_bundle(tmp_path, make_manifest):
     members = {"model.onnx": b"x", "evaluation.json": json.dumps(EVALUATION).encode()}
     path = write_bundle(tmp_path / "town.edgemodel", make_manifest(), members).path
     lines = [line.strip() for line in describe_lines(describe_file(path))]
+    probed = "far: brightness, colour and sharpness alone reach a mean recall of"
     for wanted in (
         "judged    1,200 chips in 60 blocks: test",
         "accuracy  90.0% (85.0% to 94.0%)",
@@ -123,9 +126,16 @@ def test_evaluation_of_a_bundle(tmp_path, make_manifest):
         "ECE       2.0%, 8.0% before the temperature",
         "class     damaged: 400 chips, precision 90.0% (85.0% to 94.0%), recall unknown",
         "ALARM     Parted at random.",
+        f"shortcut  {probed} 60.0%, the model 90.0% (85.0% to 94.0%)",
         "note      One event [31m.",
     ):
         assert wanted in lines
+    alarm = lines.index("ALARM     Parted at random.")
+    assert alarm + 1 == next(number for number, line in enumerate(lines) if line.startswith("judged"))
+
+
+def test_a_model_that_was_not_probed_is_said_to_be():
+    assert ("shortcut", "no probe") in evaluation_lines({**EVALUATION, "shortcut": None})
 
 
 @given(
@@ -142,6 +152,52 @@ def test_evaluation_of_a_bundle(tmp_path, make_manifest):
 def test_evaluations_from_anywhere_never_break_off(name, value):
     lines = evaluation_lines({**EVALUATION, name: value})
     assert all(text.isprintable() for line in lines for text in line)
+
+
+CALIBRATION: dict[str, Any] = {
+    "int8": "passed",
+    "reason": None,
+    "created": "2025-06-01",
+    "method": "mse",
+    "bias_correction": False,
+    "in_float": [],
+    "gate": {"agreement": 0.995, "chips": 800, "per_class": {"damaged": {"recall_change": {"value": -0.01}}}},
+    "chips": {"count": 512, "images": ["a.tif"], "events": [], "sensor": {"gsd_metres": [0.3, 0.5]}},
+    "versions": {"onnx": "1.19"},
+    "warnings": [],
+}
+
+
+def test_lines_of_a_calibration():
+    lines = calibration_lines(CALIBRATION)
+    assert ("int8", "agrees with FP32 on 99.50% of 800 held-out chips") in lines
+    assert ("int8", "recall against FP32, points: damaged -1.0") in lines
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["value", "agreement", "chips", "gsd_metres"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@given(
+    place=st.sampled_from([(name,) for name in CALIBRATION] + [("gate", "agreement"), ("gate", "per_class")])
+    | st.sampled_from([("chips", "count"), ("chips", "images"), ("chips", "sensor", "gsd_metres")]),
+    value=ANYTHING,
+)
+@example(("gate", "agreement"), 10**400)
+@example(("chips", "sensor", "gsd_metres"), [10**400, 1])
+def test_calibrations_from_anywhere_never_break_off(place, value):
+    calibration = json.loads(json.dumps(CALIBRATION))
+    inner = calibration
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    assert all(title == "int8" and len(text) <= 400 for title, text in calibration_lines(calibration))
 
 
 def test_output(output):

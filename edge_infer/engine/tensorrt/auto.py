@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge_infer.bundle import FP16_MEMBER, INT8_MEMBER
+from edge_infer.bundle import FP16_MEMBER
 from edge_infer.durable import replace_durably
 
 if TYPE_CHECKING:
@@ -35,17 +35,6 @@ class Decision:
 def float_precision(bundle: Bundle) -> Precision:
     """Name the best precision that needs no gate: FP16 where the bundle has it."""
     return "fp16" if FP16_MEMBER in bundle.members else "fp32"
-
-
-def against_int8(bundle: Bundle) -> str | None:
-    """Say why INT8 is not to be used unasked; None where it passed its gate (`edge-infer calibrate`)."""
-    verdict = bundle.manifest.facts.get("int8")
-    verdict = verdict if isinstance(verdict, dict) else {}
-    if verdict.get("int8") == "rejected":
-        return f"INT8 did not pass its gate ({verdict.get('reason')})"
-    if INT8_MEMBER not in bundle.members:
-        return "the bundle holds no INT8 model"
-    return None if verdict.get("int8") == "passed" else "the bundle's INT8 model was not put to a gate"
 
 
 def decide(int8: float, other: float, other_precision: Precision) -> Decision:

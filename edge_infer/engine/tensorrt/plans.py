@@ -11,7 +11,6 @@ from edge_infer.bundle import FP16_MEMBER, INT8_MEMBER, MODEL_MEMBER
 from edge_infer.device.cuda import GpuMemoryError
 from edge_infer.engine.onnx_file import read_model
 from edge_infer.engine.tensorrt.auto import (
-    against_int8,
     decide,
     decision_path,
     float_precision,
@@ -31,6 +30,7 @@ from edge_infer.engine.tensorrt.cache import (
 )
 from edge_infer.engine.tensorrt.layers import inspect_plan
 from edge_infer.engine.tensorrt.timing import read_timings, timing_path, write_timings
+from edge_infer.engine.verdict import against_int8
 from edge_infer.errors import EngineError
 
 if TYPE_CHECKING:
