@@ -94,6 +94,13 @@ _OF_ONE_PAIR = ("imagery", "footprints", "layer", "where", "imagery_crs", "footp
     help="A window that holds less valid imagery than this share gives no chip.",
 )
 @click.option(
+    "--min-covered",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Nor does a footprint of which less than this share lies on valid imagery.",
+)
+@click.option(
     "--chip-format",
     type=click.Choice(["png", "tiff", "jpeg"]),
     default="png",

@@ -25,6 +25,7 @@ from edge_infer.imagery.environment import GDAL_ERRORS, gdal_environment, gdal_w
 from edge_infer.imagery.opening import RASTER_SUFFIXES
 from edge_infer.manifest import ChipContract
 from edge_infer.progress import Progress, tally
+from edge_infer_export.chips.bearing import bearings
 from edge_infer_export.chips.labels import IGNORED, UNLABELLED, assign_classes
 from edge_infer_export.chips.pictures import JPEG_QUALITY
 from edge_infer_export.chips.table import ChipRecord
@@ -77,7 +78,9 @@ class ChipsRequest:
     """Source values that become 0 and 255; must be said for uint16."""
     coarsest_gsd_metres: float | None = None
     min_valid: float = 0.5
-    """A window with a smaller share of valid pixels gives no chip."""
+    """A window with a smaller share of valid pixels gives no chip,"""
+    min_covered: float = 0.5
+    """nor does a footprint of which a smaller share lies on valid pixels; both as in `run`."""
     chip_format: PictureFormat = "png"
     jpeg_quality: int = JPEG_QUALITY
     layout: LayoutName = "own"
@@ -254,13 +257,13 @@ def _cut_scene(
     """Cut and write the chips of one pair."""
     images, coverage, status = scene.imagery.images, scene.coverage, scene.status
     rows = scene.rows
-    places = _places(coverage, images, rows)
+    places, angles = window_places(coverage, images, rows), _window_bearings(coverage, images, rows)
     for batch in stream_chips(images, coverage, contract, rows, threads=request.threads):
         if isinstance(batch, ReadFailure):
             status[batch.rows] = "read_error"
             progress.update({"read_error": len(batch.rows)})
             continue
-        blank = batch.valid_fraction < request.min_valid
+        blank = (batch.valid_fraction < request.min_valid) | (batch.covered_fraction < request.min_covered)
         status[batch.rows] = np.where(blank, "no_data", "ok")
         progress.update(Counter(_outcomes(batch, blank, scene.label, classes)))
         for place in np.flatnonzero(~blank):
@@ -280,6 +283,7 @@ def _cut_scene(
                 valid_fraction=float(batch.valid_fraction[place]),
                 longitude=longitude,
                 latitude=latitude,
+                bearing=float(angles[row]),
             )
             writer.add(batch.chips[place], record, _chip_grid(image, coverage.boxes[row], contract))
 
@@ -306,7 +310,12 @@ def _draft_contract(request: ChipsRequest) -> ChipContract:
     if request.bands is None:
         numbers = [number for number, name in enumerate(names, start=1) if name != "alpha"]
     else:
-        numbers = [number for number in request.bands if 1 <= number <= len(names)]
+        numbers = list(request.bands)
+        if not all(1 <= number <= len(names) for number in numbers):
+            raise ContractError(
+                f"the imagery has {len(names)} bands ({', '.join(names[:20])}), --bands says "
+                f"{', '.join(map(str, numbers))}; name bands that are there"
+            )
     if dtype == "uint16" and request.value_range is None:
         raise ContractError(
             "the imagery holds uint16 pixels; say which values become black and white: --value-range LOW HIGH"
@@ -391,7 +400,9 @@ def _status(label: NDArray[np.int64], coverage: Coverage) -> NDArray[np.object_]
     return status
 
 
-def _places(coverage: Coverage, images: Sequence[Image], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def window_places(
+    coverage: Coverage, images: Sequence[Image], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Find longitude and latitude of the windows' centres, and their sides in metres, for `rows`.
 
     Returns:
@@ -407,3 +418,15 @@ def _places(coverage: Coverage, images: Sequence[Image], rows: NDArray[np.int64]
         places[0, inside], places[1, inside] = transform_points(grid.crs, _DEGREES, *grid.to_crs(*centres.T))
         places[2, inside] = boxes[:, 2] * metres_per_pixel(grid, centres)[:, 0]
     return places
+
+
+def _window_bearings(
+    coverage: Coverage, images: Sequence[Image], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Find what is up in the windows of `rows`: see `bearings`; NaN for the other footprints."""
+    angles = np.full(len(coverage.image), np.nan)
+    for index in np.unique(coverage.image[rows]):
+        inside = rows[coverage.image[rows] == index]
+        boxes = coverage.boxes[inside]
+        angles[inside] = bearings(images[index].grid, boxes[:, :2] + boxes[:, 2:] / 2)
+    return angles

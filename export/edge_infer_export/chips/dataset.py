@@ -58,6 +58,8 @@ class Chips:
     """float64, (n,): side of the window in true ground metres."""
     gsd_metres: NDArray[np.float64]
     """float64, (n,): true ground metres a pixel of the image, along the coarser axis."""
+    bearing: NDArray[np.float64]
+    """float64, (n,): what is up in the chip, degrees clockwise from true north; NaN where nobody knows."""
     event: NDArray[np.object_]
     """object (str), (n,): name of the disaster; empty where none was given."""
     place: NDArray[np.object_]
@@ -130,10 +132,13 @@ def read_chips(folders: Sequence[str | Path]) -> Chips:
     cannot be read are listed in `unreadable`.
 
     Raises:
-        Refused: a folder is incomplete, no chip of it can be read, its pictures are of several sizes, or the
-            folders do not fit together.
+        Refused: a folder is incomplete or named twice, no chip of it can be read, its pictures are of several
+            sizes, or the folders do not fit together.
 
     """
+    twice = [f for f, count in Counter(Path(folder).resolve() for folder in folders).items() if count > 1]
+    if twice:
+        raise Refused(f"{twice[0]} is named twice as a folder of chips; name it once")
     sets = [_read_folder(Path(folder)) for folder in folders]
     if not sets:
         raise Refused("no folder of chips was named; make one with `edge-infer chips`")
@@ -201,6 +206,7 @@ def _read_folder(folder: Path) -> Chips:
         latitude=index["y"],
         ground_metres=index["ground_m"],
         gsd_metres=index["gsd_m"],
+        bearing=index["bearing"],
         event=index["event"],
         place=index["place"],
         image=index["image"],

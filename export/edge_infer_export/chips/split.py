@@ -2,7 +2,8 @@
 
 Chips that lie near each other show the same roofs; split at random, the figures would flatter. So whole
 events, whole areas and whole blocks of ground go to one side, and chips whose window meets a window of
-another side are dropped: from training for the sake of validation and test, from validation for test.
+another side are dropped: from training for the sake of validation and test, from validation for test. The
+window of a turned image counts as the upright square around it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class SplitOptions:
     """Names of places, boxes `west,south,east,north` in degrees, or vector files with polygons."""
     test_events: tuple[str, ...] = ()
     test_areas: tuple[str, ...] = ()
+    block_metres: float | None = None
+    """Side of the blocks that are dealt out; None: by the size of the windows."""
     random: bool = False
     """Deal single buildings instead of blocks of ground, and drop nothing: the figures will flatter."""
 
@@ -66,6 +69,10 @@ class SplitOptions:
             )
         if not 0 <= self.test_share <= 0.5:
             raise Refused(f"the test share must lie in 0..0.5, got {self.test_share}")
+        if self.block_metres is not None and not 0 < self.block_metres < np.inf:
+            raise Refused(f"the side of a block must be a positive number of metres, got {self.block_metres}")
+        if self.random and self.block_metres is not None:
+            raise Refused("a random split deals no blocks; leave --block-metres or --random-split out")
         if self.names_test and self.test_share:
             raise Refused("the test side is named by event or area; leave the test share out")
 
@@ -116,7 +123,7 @@ def split_chips(chips: Chips, options: SplitOptions) -> Split:
 
     Named events and areas are held out whole. What is dealt by share is dealt in blocks of ground: at first
     of eight windows a side, then four, then two where blocks are too few or too large to leave every class
-    on both sides.
+    on both sides, unless their size is said.
 
     Raises:
         Refused: an event or area holds no chip, chips have no place on the ground, a side lacks a class
@@ -136,9 +143,9 @@ def split_chips(chips: Chips, options: SplitOptions) -> Split:
             raise Refused(f"{absent}; name other events or areas, or label more chips")
         return split
     reach = float(np.quantile(chips.ground_metres, _TYPICAL_WINDOW)) if len(chips) else 0.0
-    for windows in (8, 4, 2):
-        block_metres = windows * reach
-        blocks = ground_blocks(chips, block_metres)
+    by_windows = (8 * reach, 4 * reach, 2 * reach)
+    for block_metres in by_windows if options.block_metres is None else (options.block_metres,):
+        blocks = ground_blocks(chips.longitude, chips.latitude, block_metres)
         rng = np.random.default_rng(options.seed)
         dealt_test, dealt_validation = test, validation
         if options.test_share:
@@ -153,7 +160,8 @@ def split_chips(chips: Chips, options: SplitOptions) -> Split:
             return split
     raise Refused(
         f"{len(chips)} chips cannot be parted by place with every class on both sides "
-        f"({tally(chips.counts())}; windows of {reach:g} m); add chips from elsewhere"
+        f"({tally(chips.counts())}; windows of {reach:g} m, blocks of {block_metres:g} m at last); add chips "
+        "from elsewhere"
     )
 
 
@@ -315,13 +323,15 @@ def _same_places(chips: Chips) -> NDArray[np.int64]:
     return number.reshape(-1)
 
 
-def ground_blocks(chips: Chips, block_metres: float) -> NDArray[np.int64]:
-    """Find the ground block of each chip: int64, (n,), numbers from 0. Coordinates must be known."""
+def ground_blocks(
+    longitude: NDArray[np.float64], latitude: NDArray[np.float64], block_metres: float
+) -> NDArray[np.int64]:
+    """Find the ground block of each place, degrees (n,): int64, (n,), numbers from 0."""
     step = block_metres / _METRES_PER_DEGREE
-    row = np.floor(chips.latitude / step)
+    row = np.floor(latitude / step)
     # Each row of blocks has its own step in longitude, so that blocks are square anywhere on earth.
     narrowing = np.cos(np.radians(np.clip((row + 0.5) * step, -89.0, 89.0)))
-    column = np.floor(chips.longitude * narrowing / step)
+    column = np.floor(longitude * narrowing / step)
     _, block = np.unique(np.stack([row, column]), axis=1, return_inverse=True)
     return block.reshape(-1)
 
@@ -366,7 +376,7 @@ def _fill(
 
 def _meets(chips: Chips, held_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether each chip's window meets a held-out window: bool, (n,)."""
-    half_y = chips.ground_metres / 2 / _METRES_PER_DEGREE
+    half_y = chips.ground_metres / 2 * _widening(chips.bearing) / _METRES_PER_DEGREE
     half_x = half_y / np.cos(np.radians(np.clip(chips.latitude, -89.0, 89.0)))
     x, y = chips.longitude, chips.latitude
     bounds = np.stack([x - half_x, y - half_y, x + half_x, y + half_y], axis=1)
@@ -378,6 +388,15 @@ def _meets(chips: Chips, held_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
         near, _ = shapely.STRtree(there).query(windows, predicate="intersects")
         met[near] = True
     return met
+
+
+def _widening(bearing: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the side of the upright square around a square that is turned, over its own: float64, (n,).
+
+    A chip of unknown bearing counts as upright, as most imagery is.
+    """
+    angle = np.radians(np.nan_to_num(bearing))
+    return np.asarray(np.abs(np.sin(angle)) + np.abs(np.cos(angle)))
 
 
 def _words(options: SplitOptions, block_metres: float) -> str:

@@ -1,12 +1,14 @@
 """The table of a folder of chips, one row a chip: a GeoPackage layer or a GeoParquet file.
 
 Columns: chip (file), id, source and source_fid (footprints and feature), class, place, event, image, gsd_m,
-ground_m, valid_fraction, x, y (degrees), and the point itself in EPSG:4326; no point where none is known.
+ground_m, bearing, valid_fraction, x, y (degrees), and the point itself in EPSG:4326; no point where none is
+known.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +27,10 @@ TableFormat = Literal["gpkg", "parquet"]
 
 _TEXTS = ("chip", "source", "class", "place", "event", "image")
 _INTEGERS = ("id", "source_fid")
-_NUMBERS = ("gsd_m", "ground_m", "valid_fraction", "x", "y")
+_NUMBERS = ("gsd_m", "ground_m", "bearing", "valid_fraction", "x", "y")
 FIELDS = ("chip", "id", "source", "source_fid", "class", "place", "event", "image", *_NUMBERS)
+_ADDED = "bearing"
+"""Tables that were written before it was thought of lack it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ class ChipRecord:
     latitude: float
     source: str = ""
     """Where its footprint was read from."""
+    bearing: float = math.nan
+    """What is up in the chip, degrees clockwise from true north; NaN where nobody knows."""
     place: str = ""
     """Name of the area it lies in; may be empty."""
     event: str = ""
@@ -75,6 +81,7 @@ def write_table(path: Path, form: TableFormat, records: Sequence[ChipRecord], fi
         "image": np.array([record.image for record in records], object),
         "gsd_m": np.array([record.gsd_metres for record in records], np.float64),
         "ground_m": np.array([record.ground_metres for record in records], np.float64),
+        "bearing": np.array([record.bearing for record in records], np.float64),
         "valid_fraction": np.array([record.valid_fraction for record in records], np.float64),
         "x": np.array([record.longitude for record in records], np.float64),
         "y": np.array([record.latitude for record in records], np.float64),
@@ -120,6 +127,7 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
 
     """
     columns = _read_geoparquet(path) if path.suffix == ".parquet" else _read_geopackage(path)
+    columns.setdefault(_ADDED, np.full(len(columns.get("id", ())), math.nan))
     missing = [name for name in FIELDS if name not in columns]
     if missing:
         raise Refused(f"{path} lacks the columns {', '.join(missing)}; cut the chips again")

@@ -9,6 +9,7 @@ import json
 import shutil
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,7 @@ from edge_infer_export.chips.pictures import JPEG_QUALITY, SUFFIXES, PictureForm
 from edge_infer_export.chips.table import ChipRecord, TableFormat, table_file, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -31,12 +32,24 @@ CHIPS_FORMAT = 2
 
 MARKER = "chips.json"
 
+FACTS_FILE = "facts.json"
+"""In the layouts of other programs, what `MARKER` holds in ours."""
+
+_SIGN = ("format", "library", "contract", "classes")
+"""Keys by which either file is known as one of ours."""
+
+_MOST_NAMED = 5
+
 
 class Layout(Protocol):
     """How the files of a folder of chips lie, and what stands in them besides pixels."""
 
     marker: str
-    """The file by which such a folder is known, and may be replaced."""
+    """The JSON file with the facts, by which such a folder is known as ours, and may be replaced."""
+
+    def names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Give the patterns of all names at the top of such a folder; another name is somebody else's."""
+        ...
 
     def chip_file(self, record: ChipRecord, suffix: str) -> str:
         """Name a chip's picture, relative to the folder."""
@@ -63,6 +76,11 @@ class OwnLayout:
     def __init__(self, table: TableFormat = "gpkg") -> None:
         """Choose how the table is stored."""
         self._table: TableFormat = table
+
+    def names(self, classes: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """See `Layout`."""
+        # A GeoPackage that is open, or was when its program died, has journals beside it.
+        return (MARKER, "chips", "chips.gpkg", "chips.gpkg-*", "chips.parquet")
 
     def chip_file(self, record: ChipRecord, suffix: str) -> str:
         """See `Layout`."""
@@ -113,7 +131,9 @@ class ChipWriter:
 
         """
         self._layout: Layout = layout or OwnLayout()
-        refuse_folder(folder, marker=self._layout.marker, overwrite=overwrite)
+        refuse_folder(
+            folder, marker=self._layout.marker, keys=_SIGN, overwrite=overwrite, names=self._layout.names
+        )
         if not 1 <= quality <= 95:
             raise Refused(f"the JPEG quality must lie in 1..95, got {quality}")
         self._folder = folder = folder.absolute()
@@ -204,19 +224,58 @@ class ChipWriter:
             ) from error
 
 
-def refuse_folder(folder: Path, *, marker: str, overwrite: bool) -> None:
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the facts of a folder in a layout of other programs."""
+    (folder / FACTS_FILE).write_text(json.dumps(dict(facts), indent=1) + "\n", encoding="utf-8")
+
+
+def refuse_folder(
+    folder: Path,
+    *,
+    marker: str,
+    keys: Sequence[str],
+    overwrite: bool,
+    names: Callable[[Sequence[str]], tuple[str, ...]] | None = None,
+) -> None:
     """Raise `OutputError` unless a folder may be made here, or replaced.
 
-    With `overwrite`, a folder is replaced only where it holds the file `marker` or nothing at all: no other
-    folder is ever deleted.
+    With `overwrite`, a folder is replaced only where it is empty, or known by its content as one of ours: no
+    other folder is ever deleted.
+
+    Args:
+        folder: that is to be made.
+        marker: the JSON file that every such folder holds.
+        keys: that hold something in that file. A name alone proves nothing: others have a `train.json`, too,
+            and a training run holds an `evaluation.json`.
+        overwrite: whether such a folder may be replaced.
+        names: patterns of all that may lie in such a folder, by its classes; None: whatever lies in it.
+
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file, wanted a folder; name another one")
-    if not any(folder.iterdir()):
+    entries = sorted(entry.name for entry in folder.iterdir())
+    if not entries:
         return
-    if not (folder / marker).is_file():
-        raise OutputError(f"{folder} holds other things (no {marker} in it); name another folder")
+    facts = _read_object(folder / marker)
+    if not all(facts.get(key) for key in keys):
+        raise OutputError(f"{folder} holds other things (no {marker} of ours in it); name another folder")
     if not overwrite:
         raise OutputError(f"{folder} exists; name another folder or say --overwrite")
+    known = () if names is None else names([str(name) for name in facts["classes"]])
+    strange = [name for name in entries if not any(fnmatchcase(name, pattern) for pattern in known)]
+    if names is not None and strange:
+        raise OutputError(
+            f"{folder} holds {', '.join(strange[:_MOST_NAMED])} besides chips, and --overwrite would delete "
+            "that; move it, or name another folder"
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where there is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

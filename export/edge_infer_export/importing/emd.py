@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 4 * 2**20
 """More than any such file holds."""
+
+_GDAL_NAMES = {"nearinfrared": "nir", "rededge": "rededge", "coastalaerosol": "coastal"}
+"""Esri's names for bands that GDAL knows by another."""
+
+_DAMAGE = (
+    *(OSError, UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError, RuntimeError),
+    *(zlib.error, EOFError, ValueError),
+)
+"""What a damaged file, or an archive with a password or an odd compression, raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +50,7 @@ class EsriModel:
     bands: tuple[int, ...] | None
     """1-based band numbers of the source (`ExtractBands` counts from 0)."""
     band_names: tuple[str, ...] | None
-    """In lower case."""
+    """As GDAL names them where it does, else in lower case."""
     fixed_size: bool | None
     """True: a chip of one size centred on the feature. False: the smallest rectangle around it."""
     blacken: bool | None
@@ -69,6 +80,8 @@ def chip_options(model: EsriModel) -> dict[str, Any]:
         "bands": model.bands,
         "blacken": model.blacken,
         "window": window,
+        # Esri's chip of variable size is the rectangle around its feature, no more.
+        "context": 1.0 if window == "footprint" else None,
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -121,7 +134,7 @@ def _text(path: Path) -> str:
             with path.open("rb") as stream:
                 content = stream.read(_MOST_BYTES)
         return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise Refused(f"{path} cannot be read as an .emd file: {error}") from error
 
 
@@ -163,7 +176,12 @@ def _band_names(value: object) -> tuple[str, ...] | None:
     names = value.get("BandNames") if isinstance(value, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         return None
-    return tuple(name.lower() for name in names) or None
+    return tuple(_gdal_name(name) for name in names) or None
+
+
+def _gdal_name(name: str) -> str:
+    """Name a band as GDAL does, for `run` looks for it by that name."""
+    return _GDAL_NAMES.get(re.sub(r"[ _-]", "", name.lower()), name.lower())
 
 
 def _cell_size(value: object) -> tuple[float, CRS | None] | None:

@@ -6,6 +6,7 @@ Labeled_Tiles, read and written:
     labels/000000000.xml           one each: <object><name> holds the class, by number or name
     map.txt                        images\000000000.tif  labels\\000000000.xml
     esri_model_definition.emd, esri_accumulated_stats.json, stats.txt
+    facts.json                     written by us, passed over by ArcGIS: what chips.json holds in our folders
 
 Only images/ and labels/ are needed: exports that hang at the end leave the rest out. Imagenet, read: the same
 without labels/, images/ holds a folder for each class instead.
@@ -33,9 +34,11 @@ from rasterio.errors import NotGeoreferencedWarning
 from edge_infer.errors import ImageryError, Refused
 from edge_infer.grid import Grid, metres_per_pixel, transform_points
 from edge_infer.imagery.environment import GDAL_ERRORS, gdal_environment
+from edge_infer_export.chips.bearing import bearings
 from edge_infer_export.chips.pictures import READ_SUFFIXES
+from edge_infer_export.chips.writer import FACTS_FILE, write_facts
 from edge_infer_export.importing.emd import EsriModel, read_emd
-from edge_infer_export.importing.found import FoundChip, FoundChips
+from edge_infer_export.importing.found import FoundChip, FoundChips, is_picture, passed_over
 from edge_infer_export.importing.imagenet import read_class_folders
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ MODE = "Labeled_Tiles"
 EMD_FILE = "esri_model_definition.emd"
 STATS_FILE = "esri_accumulated_stats.json"
 MAP_FILE = "map.txt"
+STATS_TEXT = "stats.txt"
 
 _MOST_LABEL_BYTES = 1 << 20
 _MOST_NAMED = 5
@@ -76,6 +80,8 @@ def read_imagenet_export(folder: Path) -> FoundChips:
     """
     model = _read_model(folder, "Imagenet")
     found = read_class_folders(folder)
+    listed = {line.strip() for line in _read_index(folder)}
+    found = found.warn(*_missing(folder, [chip.path for chip in found.chips], listed))
     with gdal_environment():
         chips = tuple(_locate(chip.path, chip.label, model) for chip in found.chips)
     return replace(found, chips=chips, **_said_by(folder, model))
@@ -89,7 +95,8 @@ def read_labeled_tiles(folder: Path) -> FoundChips:
 
     """
     model = _read_model(folder, MODE)
-    pictures = sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in READ_SUFFIXES)
+    inner = sorted(path for path in (folder / "images").iterdir() if path.is_file())
+    pictures = [path for path in inner if is_picture(path)]
     if not pictures:
         raise Refused(f"{folder / 'images'} holds no pictures ({', '.join(READ_SUFFIXES)})")
     chips, unlabelled, several = [], [], 0
@@ -109,12 +116,33 @@ def read_labeled_tiles(folder: Path) -> FoundChips:
         chips=tuple(chips),
         **_said_by(folder, model),
     )
+    listed = {columns[0] for line in _read_index(folder) if (columns := line.split())}
+    labelled = {f"images/{path.stem}" for path in (folder / "labels").glob("*.xml")}
+    found = found.warn(*passed_over(inner), *_missing(folder, pictures, listed | labelled))
     if several:
         found = found.warn(f"{several:,} chips hold several objects; the first one counts, as in ArcGIS")
     if unlabelled:
         shown = ", ".join(unlabelled[:_MOST_NAMED])
         found = found.warn(f"{len(unlabelled):,} pictures are left out, as they have no label: {shown}")
     return found
+
+
+def _read_index(folder: Path) -> list[str]:
+    """Read the lines of map.txt, with slashes; none where it cannot be read."""
+    try:
+        return (folder / MAP_FILE).read_text(encoding="utf-8-sig").replace("\\", "/").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _missing(folder: Path, pictures: Sequence[Path], listed: set[str]) -> tuple[str, ...]:
+    """Say which of the pictures that map.txt or labels list, relative to the folder, were not found."""
+    there = {path.relative_to(folder).with_suffix("").as_posix() for path in pictures}
+    missing = sorted({Path(name).with_suffix("").as_posix() for name in listed if name} - there)
+    if not missing:
+        return ()
+    shown = ", ".join(missing[:_MOST_NAMED])
+    return (f"{len(missing):,} pictures that {MAP_FILE} or labels/ name are not there to be read: {shown}",)
 
 
 def _said_by(folder: Path, model: EsriModel | None) -> dict[str, Any]:
@@ -151,6 +179,7 @@ def _facts(folder: Path, model: EsriModel | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"metadata_mode": stats.get("MetaDataMode"), "tiles": stats.get("NumTiles")}
     if model is not None:
         facts |= {
+            "metadata_mode": model.metadata_mode or facts["metadata_mode"],
             "fixed_size": model.fixed_size,
             "blacken": model.blacken,
             "cell_size": model.cell_size,
@@ -214,6 +243,7 @@ def _placed(path: Path, label: str, grid: Grid) -> FoundChip:
         longitude=float(longitude[0]),
         latitude=float(latitude[0]),
         ground_metres=(grid.width * across, grid.height * down),
+        bearing=float(bearings(grid, middle)[0]),
     )
 
 
@@ -230,7 +260,7 @@ def _cell_metres(model: EsriModel | None) -> float:
 class EsriLayout:
     """Writes what ArcGIS's `prepare_data` takes: see the top of this module."""
 
-    marker = MAP_FILE
+    marker = FACTS_FILE
 
     def __init__(self, contract: ChipContract) -> None:
         """Prepare for chips of one contract."""
@@ -240,6 +270,10 @@ class EsriLayout:
         self._least, self._greatest = np.full(bands, 255), np.zeros(bands, np.int64)
         self._cells: list[tuple[float, float]] = []
         self._crs: CRS | None = None
+
+    def names(self, classes: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """See `Layout`."""
+        return ("images", "labels", MAP_FILE, EMD_FILE, STATS_FILE, STATS_TEXT, FACTS_FILE)
 
     def chip_file(self, record: ChipRecord, suffix: str) -> str:
         """See `Layout`."""
@@ -283,7 +317,8 @@ class EsriLayout:
         (folder / EMD_FILE).write_text(definition + "\n", encoding="utf-8")
         stats = json.dumps(_stats(self._contract, values, counts), indent=2)
         (folder / STATS_FILE).write_text(stats + "\n", encoding="utf-8")
-        (folder / "stats.txt").write_text(_stats_text(self._contract, values, counts), encoding="utf-8")
+        (folder / STATS_TEXT).write_text(_stats_text(self._contract, values, counts), encoding="utf-8")
+        write_facts(folder, facts)
 
     def _definition(self, values: Mapping[str, int]) -> dict[str, Any]:
         contract, side = self._contract, self._contract.chip_pixels

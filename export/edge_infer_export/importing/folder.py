@@ -7,6 +7,7 @@ others are brought to one size, the shorter side padded with black.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 from PIL import Image
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from edge_infer.errors import Refused
@@ -49,7 +51,12 @@ GROUND_TOLERANCE = 0.05
 """Chips of one ground size may differ by so much: world files and projections are not exact."""
 
 _MOST_NAMED = 5
-_COLOURS = {1: ("band_1",), 3: ("red", "green", "blue")}
+_COLOURS = ("red", "green", "blue")
+_NO_NAME = re.compile(r"band[ _]?\d+")
+"""What ArcGIS calls bands of which it knows nothing."""
+
+_MOST_DIGITS = 18
+"""Of a number that fits into 64 bits, however it begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +118,6 @@ def import_chips(request: ImportRequest, *, quiet: bool = False) -> ChipsSummary
     if len(rows) == 0:
         raise Refused(f"no chip of {found.folder} can be used: {tally(_statuses(labels, good))}")
     sizes = {row: header for row in rows.tolist() if isinstance(header := headers[row], Header)}
-    found = _warn_of(found, headers, labels)
     side = _chip_pixels(found, sizes, request)
     ground = _ground(found, sizes, request)
     contract, found = _contract(found, sizes, ground, side, request)
@@ -120,15 +126,16 @@ def import_chips(request: ImportRequest, *, quiet: bool = False) -> ChipsSummary
     with writer, gdal_environment():
         for row in rows.tolist():
             record = _record(found, row, labels, ground[row], sizes[row], request)
-            header = sizes[row]
-            path = found.chips[row].path
-            if (header.width, header.height, header.bands) == contract.chip_shape and header.eight_bit:
-                writer.add_file(path, record)
+            error = _take_over(found.chips[row].path, sizes[row], record, contract, writer)
+            if error is not None:
+                headers[row], good[row] = error, False
             else:
-                writer.add(_resized(path, contract), record)
-            chosen[record.label] += 1
-            progress.update({record.label: 1})
+                chosen[record.label] += 1
+            progress.update({record.label if error is None else "unreadable": 1})
         progress.close()
+        found = _warn_of(found, headers, labels)
+        if not chosen:
+            raise Refused(f"no chip of {found.folder} can be used: {found.warnings[-1]}")
         options = {**request.options(), "imported": {"layout": found.layout, **found.facts}}
         writer.finish(contract, labels.classes, statuses=_statuses(labels, good), options=options)
     numbers = {name: chosen[name] for name in labels.classes}
@@ -194,9 +201,6 @@ def _warn_of(found: FoundChips, headers: Sequence[Header | UnreadableChip], labe
         for header, label in zip(headers, labels.index.tolist(), strict=True)
         if isinstance(header, UnreadableChip) and label >= 0
     ]
-    if bad:
-        shown = "; ".join(bad[:_MOST_NAMED])
-        found = found.warn(f"{len(bad):,} chips cannot be read and are left out: {shown}")
     jpegs = sum(
         chip.path.suffix.lower() in {".jpg", ".jpeg"}
         for chip, label in zip(found.chips, labels.index.tolist(), strict=True)
@@ -206,6 +210,9 @@ def _warn_of(found: FoundChips, headers: Sequence[Header | UnreadableChip], labe
         found = found.warn(
             f"{jpegs:,} chips are JPEG: where classes were compressed differently, a model may learn that"
         )
+    if bad:
+        shown = "; ".join(bad[:_MOST_NAMED])
+        found = found.warn(f"{len(bad):,} chips cannot be read and are left out: {shown}")
     return found
 
 
@@ -281,18 +288,29 @@ def _contract(
             f"{np.median(metres[both][off]):.4g} m was said; what was said counts"
         )
     gsd = max(ground[row] / max(header.width, header.height) for row, header in sizes.items())
-    bands = next(iter(sizes.values())).bands
-    named = found.band_names if found.band_names is not None and len(found.band_names) == bands else None
+    bands, found = _band_names(found, next(iter(sizes.values())).bands)
     contract = ChipContract(
         window_mode="fixed" if of_one_size else "footprint",
         # To the centimetre, so that several exports of one size have one contract.
         ground_metres=round(typical if of_one_size else float(metres.min()), 2),
         chip_pixels=side,
-        bands=_COLOURS.get(bands) or named or tuple(f"band_{number}" for number in range(1, bands + 1)),
+        bands=bands,
         blacken=found.blacken,
         coarsest_gsd_metres=request.coarsest_gsd_metres or with_headroom(gsd),
     )
     return contract, found
+
+
+def _band_names(found: FoundChips, count: int) -> tuple[tuple[str, ...], FoundChips]:
+    """Name the bands as the folder does; else three are taken for colours, with a warning."""
+    named = found.band_names
+    if named is not None and len(named) == count and not all(map(_NO_NAME.fullmatch, named)):
+        return named, found
+    if count == len(_COLOURS):
+        return _COLOURS, found.warn(
+            f"nothing says which the three bands are; taken for {', '.join(_COLOURS)}"
+        )
+    return tuple(f"band_{number}" for number in range(1, count + 1)), found
 
 
 def _record(
@@ -303,7 +321,7 @@ def _record(
     return ChipRecord(
         id=row,
         source=str(found.folder),
-        source_fid=int(stem) if stem.isdecimal() else row,
+        source_fid=int(stem) if stem.isdecimal() and len(stem) <= _MOST_DIGITS else row,
         label=labels.classes[labels.index[row]],
         place=chip.place or request.place,
         event=chip.event or request.event,
@@ -313,22 +331,39 @@ def _record(
         valid_fraction=float("nan"),
         longitude=chip.longitude,
         latitude=chip.latitude,
+        bearing=chip.bearing,
     )
 
 
-def _resized(path: Path, contract: ChipContract) -> NDArray[np.uint8]:
-    """Read a picture, pad it with black to a square around its middle, and bring it to the chip's size."""
+def _take_over(
+    path: Path, header: Header, record: ChipRecord, contract: ChipContract, writer: ChipWriter
+) -> UnreadableChip | None:
+    """Write a picture, as it is where it fits; give the error where it cannot be read."""
+    if (header.width, header.height, header.bands) == contract.chip_shape and header.eight_bit:
+        writer.add_file(path, record)
+        return None
+    chip = _resized(path, contract)
+    if isinstance(chip, UnreadableChip):
+        return chip
+    writer.add(chip, record)
+    return None
+
+
+def _resized(path: Path, contract: ChipContract) -> NDArray[np.uint8] | UnreadableChip:
+    """Read a picture, pad it with black to a square around its middle, and bring it to the chip's size.
+
+    Where it cannot be read, the error is given instead.
+    """
     side, _, bands = contract.chip_shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             with rasterio.open(path) as picture:
+                if ColorInterp.palette in picture.colorinterp:
+                    return UnreadableChip(f"{path} has a palette; convert it: gdal_translate -expand rgb")
                 values = picture.read(range(1, bands + 1))
-                palette = picture.colormap(1) if picture.count == 1 and bands == 3 else None
         except (*GDAL_ERRORS, IndexError) as error:
-            raise UnreadableChip(f"{path} cannot be read ({gdal_words(error)}); take it out") from error
-    if palette is not None:
-        raise UnreadableChip(f"{path} has a palette; convert it: gdal_translate -expand rgb")
+            return UnreadableChip(f"{path} cannot be read ({gdal_words(error)})")
     _, height, width = values.shape
     square = max(height, width)
     top, left = (square - height) // 2, (square - width) // 2

@@ -5,19 +5,30 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_infer.errors import Refused
+from edge_infer.progress import tally
+from edge_infer_export.chips.pictures import READ_SUFFIXES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 _LON_LAT = re.compile(r"(-?\d+\.\d+)_(-?\d+\.\d+)")
+_BESIDE = {
+    *(".xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".txt", ".csv", ".json", ".md", ".db", ".lock"),
+    *(".idx", ".ppg", ".pjg", ".pzp", ".ptf", ".lrc"),  # of an .mrf
+}
+"""What lies beside pictures, and is missed by nobody who takes only the pictures."""
+
+_MOST_NAMED = 5
 _FILE_COLUMNS = ("path", "file", "chip")
 _LONGITUDE_COLUMNS = ("lon", "longitude", "x")
 _LATITUDE_COLUMNS = ("lat", "latitude", "y")
@@ -34,6 +45,8 @@ class FoundChip:
     latitude: float = math.nan
     ground_metres: tuple[float, float] = (math.nan, math.nan)
     """Width and height on the ground, true metres."""
+    bearing: float = math.nan
+    """What is up in it, degrees clockwise from true north."""
     event: str = ""
     place: str = ""
 
@@ -58,6 +71,24 @@ class FoundChips:
     def warn(self, *warnings: str) -> FoundChips:
         """Add warnings."""
         return replace(self, warnings=(*self.warnings, *warnings))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture that can be taken over, by its name; macOS adds files that are none."""
+    return path.suffix.lower() in READ_SUFFIXES and not path.name.startswith(".")
+
+
+def passed_over(paths: Iterable[Path]) -> tuple[str, ...]:
+    """Say which files beside the pictures are neither pictures that can be read nor such as go with them."""
+    others = Counter(
+        path.suffix.lower() or "without suffix"
+        for path in paths
+        if not (is_picture(path) or path.name.startswith(".") or path.suffix.lower() in _BESIDE)
+    )
+    if not others:
+        return ()
+    wanted = ", ".join(READ_SUFFIXES)
+    return (f"{others.total():,} files are passed over ({tally(others)}); convert pictures to {wanted}",)
 
 
 def places_from_names(found: FoundChips) -> FoundChips:
@@ -92,22 +123,28 @@ def join_table(found: FoundChips, table: Path) -> FoundChips:
     latitude, x and y) in degrees; optional class, event and place. Others are passed over.
 
     Raises:
-        Refused: the table cannot be read, lacks columns, names files that are not there, or one file twice.
+        Refused: the table cannot be read, lacks columns, names one file twice, or by a mere name that
+            several files have.
 
     """
     rows, columns = _read_rows(table)
     name = _column(table, columns, _FILE_COLUMNS)
     longitude = _column(table, columns, _LONGITUDE_COLUMNS)
     latitude = _column(table, columns, _LATITUDE_COLUMNS)
-    by_path = {chip.path.relative_to(found.folder).as_posix(): chip for chip in found.chips}
-    by_name = {chip.path.name: chip for chip in found.chips}
+    by_name = _by_name(found)
     chips: dict[Path, FoundChip] = {}
     lost = []
     for number, row in enumerate(rows, start=2):
-        chip = by_path.get(row[name]) or (by_name.get(row[name]) if "/" not in row[name] else None)
-        if chip is None:
+        meant = by_name.get(row[name], [])
+        if not meant:
             lost.append(row[name])
             continue
+        if len(meant) > 1:
+            paths = ", ".join(one.path.relative_to(found.folder).as_posix() for one in meant[:_MOST_NAMED])
+            raise Refused(
+                f"{table}, line {number}: {row[name]} may be any of {len(meant):,} files ({paths}); say which"
+            )
+        chip = meant[0]
         if chip.path in chips:
             raise Refused(f"{table}, line {number}: {row[name]} stands there twice")
         try:
@@ -132,6 +169,16 @@ def join_table(found: FoundChips, table: Path) -> FoundChips:
     if len(chips) < len(found.chips):
         warnings.append(f"{len(found.chips) - len(chips):,} pictures are left out: {table.name} lacks them")
     return replace(found, chips=tuple(chips.values())).warn(*warnings)
+
+
+def _by_name(found: FoundChips) -> dict[str, list[FoundChip]]:
+    """List the chips that a path relative to the folder, or a mere file name, may mean."""
+    named: dict[str, list[FoundChip]] = {}
+    for chip in found.chips:
+        path = chip.path.relative_to(found.folder).as_posix()
+        for name in {path, chip.path.name}:
+            named.setdefault(name, []).append(chip)
+    return named
 
 
 def _read_rows(table: Path) -> tuple[list[dict[str, str]], list[str]]:

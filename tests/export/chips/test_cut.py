@@ -14,6 +14,7 @@ import shapely
 from click.testing import CliRunner
 from PIL import Image
 from pyproj import Transformer
+from rasterio import Affine
 from rasterio.transform import from_origin
 
 from edge_infer.errors import ContractError, FootprintsError, ImageryError, OutputError, Refused
@@ -163,7 +164,32 @@ def test_blank_imagery_gives_no_chip(small_scene, request_for):
     assert summary.statuses == {"ok": 1, "no_data": 1}
     assert summary.classes == {"a": 1, "b": 0}
     every = cut_chips(request_for(**scene, min_valid=0.0, overwrite=True), quiet=True)
+    assert every.statuses == {"ok": 1, "no_data": 1}  # nothing of the footprint itself is to be seen
+    every = cut_chips(request_for(**scene, min_valid=0.0, min_covered=0.0, overwrite=True), quiet=True)
     assert every.statuses == {"ok": 2}
+
+
+def test_a_footprint_that_lies_on_a_hole_gives_no_chip_as_in_a_run(small_scene, request_for):
+    mask = np.full((80, 300), 255, np.uint8)
+    mask[28:52, 28:52] = 0  # the first footprint, 16 pixels a side, in the middle of a window of 40
+    scene = small_scene(np.full((3, 80, 300), 90, np.uint8), ["a", "b"], mask=mask, photometric="RGB")
+    summary = cut_chips(request_for(**scene), quiet=True)
+    assert summary.statuses == {"ok": 1, "no_data": 1}
+    assert summary.classes == {"a": 0, "b": 1}
+
+
+def test_chips_know_which_way_they_lie(small_scene, request_for):
+    scene = small_scene(np.full((3, 80, 300), 90, np.uint8), ["a", "b"], photometric="RGB")
+    cut_chips(request_for(**scene), quiet=True)
+    # Grid north of UTM, 1.6 degrees west of the zone's middle.
+    np.testing.assert_allclose(read_chips([request_for().out]).bearing, -0.95, atol=0.05)
+    (path,) = scene["imagery"]
+    with rasterio.open(path, "r+") as image:
+        turned = Affine.translation(40, 40) * Affine.rotation(45) * Affine.translation(-40, -40)
+        image.transform = image.transform * turned
+    cut_chips(request_for(**scene, overwrite=True), quiet=True)
+    bearing = read_chips([request_for().out]).bearing
+    np.testing.assert_allclose((bearing + 0.95) % 90, 45, atol=0.05)
 
 
 def test_sixteen_bits_need_a_value_range(small_scene, request_for):
@@ -195,6 +221,7 @@ def test_a_broken_file_in_a_folder_is_passed_over(town, request_for, tmp_path):
         ({"label_field": "damage"}, FootprintsError, "damage"),
         ({"label_field": "built"}, Refused, "say what they mean: --classes"),
         ({"bands": (1, 2, 7)}, ContractError, "--bands says 1, 2, 7"),
+        ({"bands": (9,)}, ContractError, r"has 3 bands \(red, green, blue\), --bands says 9"),
         ({"where": "district = 'north'"}, Refused, "no footprint gives a chip"),
         ({"coarsest_gsd_metres": 0.1}, ContractError, "0.1 m or finer"),
     ],
@@ -346,6 +373,10 @@ def test_esri_metadata_fills_in_what_is_not_said(town, tmp_path):
     assert (contract.chip_pixels, contract.window_mode, contract.blacken) == (48, "footprint", True)
     assert contract.bands == ("blue", "green", "red")
     assert read_chips([tmp_path / "chips"]).classes == ("Damaged", "Fine")
+    assert contract.context_factor == 1.0  # the rectangle around the feature, as Esri's tool cuts it
+    wider = [*arguments, "--context", 1.2]
+    CliRunner().invoke(chips_command, list(map(str, wider)), catch_exceptions=False)
+    assert read_chips([tmp_path / "chips"]).contract.context_factor == 1.2
     said = [*arguments, "--no-blacken", "--chip-pixels", 32]
     CliRunner().invoke(chips_command, list(map(str, said)), catch_exceptions=False)
     contract = read_chips([tmp_path / "chips"]).contract

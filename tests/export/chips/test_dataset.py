@@ -4,8 +4,10 @@ import errno
 import json
 import math
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import fiona
 import numpy as np
@@ -20,7 +22,9 @@ from edge_infer.errors import OutputError, Refused
 from edge_infer.manifest import ChipContract
 from edge_infer_export.chips.dataset import read_chips
 from edge_infer_export.chips.table import ChipRecord
-from edge_infer_export.chips.writer import ChipWriter, OwnLayout
+from edge_infer_export.chips.writer import ChipWriter, OwnLayout, refuse_folder
+from edge_infer_export.importing.esri import EsriLayout
+from edge_infer_export.importing.imagenet import ImagenetLayout
 
 CONTRACT = ChipContract(
     ground_metres=20, chip_pixels=8, bands=("red", "green", "blue"), coarsest_gsd_metres=0.4
@@ -42,6 +46,7 @@ def record(fid, label="damaged"):
         valid_fraction=0.75,
         longitude=-117.0 + fid / 1000,
         latitude=34.5,
+        bearing=12.5,
     )
 
 
@@ -130,6 +135,7 @@ def test_index_and_pictures_are_for_others_too(tmp_path, pixels):
         "image": "town.tif",
         "gsd_m": 0.3,
         "ground_m": 20.0,
+        "bearing": 12.5,
         "valid_fraction": 0.75,
         "x": pytest.approx(-116.998),
         "y": 34.5,
@@ -197,7 +203,7 @@ def test_existing_folders_are_kept(tmp_path, pixels):
     letters.mkdir()
     ChipWriter(letters)  # empty: may be taken
     (letters / "from_her.txt").write_text("dear")
-    with pytest.raises(OutputError, match=r"holds other things \(no chips.json in it\)"):
+    with pytest.raises(OutputError, match=r"holds other things \(no chips.json of ours in it\)"):
         ChipWriter(letters, overwrite=True)
     with pytest.raises(OutputError, match="is a file, wanted a folder"):
         ChipWriter(letters / "from_her.txt", overwrite=True)
@@ -206,6 +212,64 @@ def test_existing_folders_are_kept(tmp_path, pixels):
         ChipWriter(letters / "from_her.txt" / "chips"),
     ):
         pass
+
+
+def test_a_name_alone_makes_no_folder_ours(tmp_path, pixels):
+    for layout, others in (
+        (EsriLayout(CONTRACT), "map.txt"),
+        (ImagenetLayout(), "chips.csv"),
+        (OwnLayout(), "chips.json"),
+    ):
+        theirs = tmp_path / f"their {others}"
+        theirs.mkdir()
+        (theirs / others).write_text('{"format": 2}')
+        (theirs / "thesis.txt").write_text("three years")
+        with pytest.raises(OutputError, match="of ours in it"):
+            ChipWriter(theirs, overwrite=True, layout=layout)
+
+        folder = tmp_path / f"our {others}"
+        write(folder, pixels[:1], ["intact"], layout=layout)
+        write(folder, pixels[1:2], ["intact"], layout=layout, overwrite=True)
+        assert len(list(folder.rglob("*.png"))) == 1
+        (folder / "thesis.txt").write_text("three years")
+        (folder / "notes").mkdir()
+        with pytest.raises(
+            OutputError, match=r"holds notes, thesis.txt besides chips, and --overwrite would"
+        ):
+            ChipWriter(folder, overwrite=True, layout=layout)
+        assert (folder / "thesis.txt").read_text() == "three years"
+
+
+def test_an_evaluation_never_replaces_a_training_run(tmp_path):
+    refuse = partial(
+        refuse_folder, tmp_path, marker="evaluation.json", keys=("model", "runs_on"), overwrite=True
+    )
+    (tmp_path / "evaluation.json").write_text(json.dumps({"model": "storm", "runs_on": {}}))  # by `train`
+    with pytest.raises(OutputError, match=r"no evaluation\.json of ours"):
+        refuse()
+    (tmp_path / "evaluation.json").write_text(json.dumps({"model": "storm", "runs_on": {"engine": "a"}}))
+    refuse()
+
+
+def test_a_folder_counts_once(tmp_path, pixels):
+    folder = write(tmp_path / "chips", pixels, ["damaged", "intact"] * 2)
+    with pytest.raises(Refused, match=r"chips is named twice .*; name it once"):
+        read_chips([folder, tmp_path / "chips" / "." / ".." / "chips"])
+
+
+def test_tables_from_before_bearings_are_read(tmp_path, pixels):
+    for form in ("gpkg", "parquet"):
+        folder = write(tmp_path / form, pixels[:1], ["intact"], layout=OwnLayout(form))
+        assert read_chips([folder]).bearing.tolist() == [12.5]
+    table = pyarrow.parquet.read_table(tmp_path / "parquet" / "chips.parquet")
+    pyarrow.parquet.write_table(table.drop_columns("bearing"), tmp_path / "parquet" / "chips.parquet")
+    with sqlite3.connect(tmp_path / "gpkg" / "chips.gpkg") as base:
+        for (trigger,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            base.execute(f'DROP TRIGGER "{trigger}"')  # they want functions that only GDAL has
+        base.execute("ALTER TABLE chips DROP COLUMN bearing")
+    base.close()
+    for form in ("gpkg", "parquet"):
+        assert np.isnan(read_chips([tmp_path / form]).bearing).all()
 
 
 def damage_json(folder):

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+import shapely
+import shapely.affinity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ def chips_at(places, targets, *, latitude=34.0, ground_metres=32.0, classes=2, l
     count = len(degrees)
     turned = longitude + np.asarray(east) / 111_195 / math.cos(math.radians(latitude))
     values = {
+        "bearing": np.full(count, np.nan),
         "gsd_metres": np.full(count, 0.5),
         "event": np.full(count, "", object),
         "place": np.full(count, "", object),
@@ -115,6 +118,38 @@ def test_blocks_come_from_the_windows_and_shrink_where_the_ground_is_small():
     metres = np.where(np.arange(400) == 7, 900.0, 32.0)  # one warehouse
     uneven = chips_at(rng.uniform(0, 4000, (2, 400)), rng.integers(0, 2, 400), ground_metres=metres)
     assert split_chips(uneven, SplitOptions()).block_metres == 8 * 32
+
+
+def test_the_size_of_blocks_may_be_said():
+    rng = np.random.default_rng(0)
+    chips = chips_at(rng.uniform(0, 4000, (2, 400)), rng.integers(0, 2, 400))
+    split = split_chips(chips, SplitOptions(block_metres=500))
+    assert split.block_metres == 500
+    assert "blocks of ground of 500 m" in split.words
+    with pytest.raises(Refused, match="blocks of 50000 m at last"):
+        split_chips(chips, SplitOptions(block_metres=50_000))
+    for options in ({"block_metres": 0.0}, {"block_metres": math.nan}, {"block_metres": 9, "random": True}):
+        with pytest.raises(Refused, match="block"):
+            SplitOptions(**options)
+
+
+@settings(max_examples=25, deadline=None)
+@given(turn=st.floats(-180, 180), seed=st.integers(0, 1000))
+def test_windows_of_a_turned_image_are_kept_apart(turn, seed):
+    rng = np.random.default_rng(seed)
+    east, north = rng.uniform(0, 2000, (2, 200))
+    sides = rng.uniform(32.0, 60.0, 200)
+    chips = chips_at(
+        (east, north), np.arange(200) % 2, ground_metres=sides, bearing=np.full(200, turn), latitude=0.0
+    )
+    split = split_chips(chips, SplitOptions())
+    half = sides / 2 * 0.99
+    squares = [
+        shapely.affinity.rotate(shapely.box(x - h, y - h, x + h, y + h), -turn)
+        for x, y, h in zip(east, north, half, strict=True)
+    ]
+    judged = shapely.union_all([squares[row] for row in split.validation])
+    assert not shapely.intersects(judged, [squares[row] for row in split.training]).any()
 
 
 @pytest.mark.parametrize("count", [2, 40])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import zipfile
 from collections import Counter
 
@@ -92,6 +93,27 @@ def test_packages_are_read_without_their_weights(emd, tmp_path):
         archive.writestr("other.emd", "{}")
     with pytest.raises(Refused, match=r"holds 2 \.emd files"):
         read_emd(package)
+
+
+def test_damaged_packages_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "model.dlpk"
+    classes = [{"Value": number, "Name": f"n{number * 7919}"} for number in range(400)]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.emd", json.dumps({"Classes": classes}))
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(len(whole))] ^= rng.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            read_emd(path)
+        except Refused as refusal:
+            assert "\n" not in str(refusal)  # noqa: PT017
+            refused += 1
+    assert refused > 150
 
 
 @pytest.mark.parametrize(

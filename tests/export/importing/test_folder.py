@@ -77,7 +77,10 @@ def tiles(tmp_path):
     return write
 
 
-NAMED = {"Classes": [{"Value": 1, "Name": "Damaged"}, {"Value": 2, "Name": "Undamaged"}]}
+NAMED = {
+    "Classes": [{"Value": 1, "Name": "Damaged"}, {"Value": 2, "Name": "Undamaged"}],
+    "InputRastersProps": {"BandNames": ["Red", "Green", "Blue"]},
+}
 UTM = {"x": 0.5, "y": 0.5, "spatialReference": {"wkid": 32615}}
 PLACED = {**NAMED, "MinCellSize": UTM, "MaxCellSize": UTM}
 
@@ -223,6 +226,68 @@ def test_unreadable_pictures_are_named_and_counted(tiles, take_over):
         take_over(folder)
 
 
+def test_pictures_that_break_when_they_are_resized_are_counted_too(tiles, take_over):
+    folder = tiles([1, 2] * 3, emd=PLACED)
+    path = folder / "images/000000002.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:300] + b"broken" + content[306:])  # its header and its end are as they were
+    Image.new("P", (16, 16)).save(folder / "images/000000003.png")
+    summary, found = take_over(folder, chip_pixels=8)
+    assert len(found) == sum(summary.classes.values()) == 4
+    assert summary.statuses == {"ok": 4, "unreadable": 2}
+    assert re.match(
+        r"2 chips cannot be read and are left out: .*002\.png cannot be read .*003\.png has a palette",
+        summary.warnings[-1],
+    )
+    for path in (folder / "images").glob("*.png"):
+        Image.new("P", (16, 16)).save(path)
+    with pytest.raises(Refused, match=r"no chip of .* can be used: 6 chips cannot be read .* palette"):
+        take_over(folder, chip_pixels=8)
+
+
+@pytest.mark.parametrize(
+    ("names", "bands", "warned"),
+    [
+        (["NearInfrared", "Red", "Green"], ("nir", "red", "green"), False),
+        (["Red", "Green", "Blue"], ("red", "green", "blue"), False),
+        (["Band_1", "Band_2", "Band_3"], ("red", "green", "blue"), True),
+        (["Red", "Green", "Blue", "NearInfrared"], ("red", "green", "blue"), True),  # which of them?
+        (None, ("red", "green", "blue"), True),
+    ],
+)
+def test_bands_are_what_the_export_says(tiles, take_over, names, bands, warned):
+    folder = tiles([1, 2] * 3, emd={**PLACED, "InputRastersProps": {"BandNames": names}})
+    summary, found = take_over(folder)
+    assert found.contract.bands == bands
+    assert warned == ("nothing says which the three bands are" in " ".join(summary.warnings))
+
+
+def test_one_band_is_named_or_a_number(tiles, take_over):
+    named = {**PLACED, "InputRastersProps": {"BandNames": ["Red_Edge"]}}
+    assert take_over(tiles([1, 2], emd=named, mode="L"))[1].contract.bands == ("rededge",)
+    nameless = {**PLACED, "InputRastersProps": None}
+    assert take_over(tiles([1, 2], emd=nameless, mode="L"))[1].contract.bands == ("band_1",)
+
+
+def test_pictures_of_other_kinds_are_told_of(tiles, take_over):
+    folder = tiles([1, 2] * 3, emd=PLACED)
+    (folder / "images/000000002.png").rename(folder / "images/000000002.bmp")
+    (folder / "images/000000003.png").rename(folder / "images/000000003.mrf")
+    lines = [f"images\\{k:09d}.png  labels\\{k:09d}.xml \n" for k in range(8)]
+    (folder / "map.txt").write_text("".join(lines))
+    summary, found = take_over(folder)
+    assert len(found) == 4
+    passed, missing = summary.warnings
+    assert (
+        passed
+        == "2 files are passed over (.bmp 1, .mrf 1); convert pictures to .png, .tif, .tiff, .jpg, .jpeg"
+    )
+    names = ", ".join(f"images/{k:09d}" for k in (2, 3, 6, 7))
+    assert missing == f"4 pictures that map.txt or labels/ name are not there to be read: {names}"
+    facts = json.loads((Path(found.file[0]).parent.parent / "chips.json").read_text())
+    assert len(facts["options"]["imported"]["map_sha256"]) == 64
+
+
 def test_mixed_sizes_need_a_word(tiles, take_over):
     sizes = ((16, 16), (16, 10))
     with pytest.raises(Refused, match=r"chips of 2 sizes: 16 x 16 \(3\), 16 x 10 \(3\); .*--chip-pixels"):
@@ -277,9 +342,17 @@ def test_imagenet_exports_of_esri(tiles, take_over):
     for path in (folder / "labels").iterdir():
         path.unlink()
     (folder / "labels").rmdir()
+    (folder / "map.txt").write_text(
+        f"images\\1\\{1:09d}.png \nimages\\1\\{0:09d}.png\n".replace("1\\", "2\\", 1)
+    )
     summary, found = take_over(folder)
     assert summary.warnings == ()
     assert found.counts() == {"Damaged": 3, "Undamaged": 3}
+    facts = json.loads((Path(found.file[0]).parent.parent / "chips.json").read_text())
+    assert facts["options"]["imported"]["metadata_mode"] == "Imagenet"
+    (folder / "map.txt").write_text("images\\1\\999999999.png \n")
+    missing = "1 pictures that map.txt or labels/ name are not there to be read: images/1/999999999"
+    assert take_over(folder)[0].warnings == (missing,)
     np.testing.assert_allclose(found.ground_metres, 8.0, rtol=1e-3)
     assert np.isfinite(found.longitude).all()
 
@@ -304,7 +377,7 @@ def test_coordinates_in_file_names(folders, take_over):
     summary, found = take_over(folders, ground_metres=60.0, coordinates_from_name=True)
     np.testing.assert_allclose(sorted(found.longitude), np.sort(-95 - np.arange(12) / 1000))
     np.testing.assert_array_equal(found.targets, [0] * 6 + [1] * 6)
-    assert "12 chips are JPEG" in summary.warnings[0]
+    assert "12 chips are JPEG" in summary.warnings[1]
     copied = Path(found.file[0]).read_bytes()
     assert copied == sorted((folders / "damage").iterdir())[0].read_bytes()  # as it was, byte by byte
     for path in folders.rglob("*.jpeg"):
@@ -344,6 +417,55 @@ def test_a_table_gives_places_and_events(folders, take_over, tmp_path):
         write(rows, columns)
         with pytest.raises(Refused, match=text):
             take_over(folders, ground_metres=60.0, chip_table=table)
+
+
+def test_a_name_that_several_files_have_is_refused(folders, take_over, tmp_path):
+    for name in ("damage", "no_damage"):
+        Image.new("RGB", (16, 16)).save(folders / name / "0.png")
+    table = tmp_path / "table.csv"
+    table.write_text("path,lon,lat\n0.png,1,2\n")
+    with pytest.raises(
+        Refused, match=r"line 2: 0\.png may be any of 2 files \(damage/0\.png, no_damage/0\.png\)"
+    ):
+        take_over(folders, ground_metres=60.0, chip_table=table)
+    table.write_text("path,lon,lat\ndamage/0.png,1,2\nno_damage/0.png,3,4\n")
+    _, found = take_over(folders, ground_metres=60.0, chip_table=table)
+    assert dict(zip(found.targets, found.longitude, strict=True)) == {0: 1.0, 1: 3.0}
+
+
+def test_folders_that_are_no_classes(folders, take_over, tmp_path):
+    (folders / "__MACOSX" / "damage").mkdir(parents=True)
+    for name in (
+        "__MACOSX/damage/0.png",
+        ".thumbs.png",
+        "damage/._0.png",
+        "damage/.DS_Store",
+        "damage/Thumbs.db",
+    ):
+        (folders / name).write_bytes(b"")
+    (folders / ".cache").mkdir()
+    Image.new("RGB", (16, 16)).save(folders / ".cache" / "0.png")
+    summary, found = take_over(folders, ground_metres=60.0)
+    assert found.counts() == {"damage": 6, "no_damage": 6}
+    assert "unreadable" not in summary.statuses
+    (folders / "damage" / "more.webp").write_bytes(b"")
+    assert "1 files are passed over (.webp 1)" in take_over(folders, ground_metres=60.0)[0].warnings[0]
+    parent = tmp_path / "parts"
+    parent.mkdir()
+    folders.rename(parent / "train")
+    with pytest.raises(Refused, match=r"parts: train hold folders of pictures, .* such as .*parts/train$"):
+        take_over(parent, ground_metres=60.0)
+    with pytest.raises(Refused, match="chips that need no import"):
+        take_over(tmp_path / "out", ground_metres=60.0)
+
+
+def test_names_of_many_digits_are_no_feature_ids(tmp_path, take_over):
+    for k, name in enumerate(("0" * 17 + "7", "9" * 21)):
+        path = tmp_path / "pictures" / f"class {k}" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(path)
+    _, found = take_over(tmp_path / "pictures", ground_metres=60.0)
+    assert found.source_fid.tolist() == [7, 1]
 
 
 def test_hurricane_chips(shared_data, take_over, tmp_path):
