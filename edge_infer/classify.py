@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_infer.allocation import give_back_freed
 from edge_infer.bundle import open_bundle
 from edge_infer.coverage import cover, doubtful_places
 from edge_infer.drift import DriftWatch
 from edge_infer.engine.choose import open_engine
 from edge_infer.errors import EdgeInferError, OutputError, Stopped
-from edge_infer.feed import Feeder
+from edge_infer.feed import Feeder, FeedWork
 from edge_infer.footprints import read_footprints
 from edge_infer.guard import (
     begun,
@@ -40,7 +41,7 @@ from edge_infer.outlines import cover_own, write_outlines
 from edge_infer.output import create_output, refuse_output, refuse_place
 from edge_infer.progress import Progress
 from edge_infer.reasons import unread
-from edge_infer.results import Results, RunInfo, read_schema
+from edge_infer.results import Counts, Results, RunInfo, read_finished, read_schema
 from edge_infer.ring import SPARE_SLOTS, BatchRing
 from edge_infer.sizes import available_cores, choose_sizes, installed_memory_bytes
 from edge_infer.summary import ReadFailures, RunSummary, RunTimes
@@ -67,7 +68,8 @@ def classify(
     """Do the main job.
 
     Every reason to refuse is found before anything is written. From then on the output is whole at every
-    moment, and a run that was cut short goes on where it stopped with `resume`.
+    moment, and a run that was cut short goes on where it stopped with `resume`. Where nothing is left to do,
+    the output stays as it is, and no engine is opened.
 
     Args:
         request: what to do.
@@ -84,6 +86,7 @@ def classify(
 
     """
     started = time.monotonic()
+    give_back_freed()
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         bundle = open_bundle(request.bundle)
@@ -91,6 +94,8 @@ def classify(
             request.imagery, bundle.manifest.contract, crs=request.imagery_crs, bands=request.bands
         )
         job = _open(request, bundle, imagery, opener or open_engine, stack, signals)
+        if isinstance(job, Counts):
+            return _unchanged(request, imagery, job, time.monotonic() - started)
         try:
             return _run(request, job, signals, started, quiet=quiet)
         except OutputError as error:
@@ -132,8 +137,11 @@ def _open(
     opener: Callable[..., Engine],
     stack: ExitStack,
     signals: StopSignals,
-) -> _Job:
-    """Refuse what is to be refused; then make the output, or open that of an earlier run."""
+) -> _Job | Counts:
+    """Refuse what is to be refused; then make the output, or open that of an earlier run.
+
+    Returns the counts of an output in which nothing is left to do.
+    """
     refuse_place(request.out)
     stack.enter_context(sole_run(request.out))  # before a look at what is there, which another may be making
     resuming = request.goes_on and request.out.exists() and begun(request.out)
@@ -149,6 +157,10 @@ def _open(
                 f"{source} has lost or gained rows since its run began; start again with --overwrite"
             )
         overridden += _overrule(request, find_differences(request, bundle, marks, identity))
+        # Another precision than before is told below, as only an engine says in what it runs.
+        same = request.precision == "auto" or not find_precision(source, request.precision)
+        if same and not overridden and (counts := read_finished(source)) is not None:
+            return counts
     else:
         source = request.footprints or _images_as_footprints(request.out, imagery, stack)
         inputs = [source, request.bundle, *(Path(image.path) for image in imagery.images)]
@@ -213,6 +225,27 @@ def _open(
         tuple(notes),
         copy_seconds,
         cover_seconds,
+    )
+
+
+def _unchanged(request: RunRequest, imagery: Imagery, counts: Counts, seconds: float) -> RunSummary:
+    """Summarise a run that found nothing left to do."""
+    return RunSummary(
+        out=request.out,
+        counts=counts,
+        skipped_images=imagery.skipped,
+        overridden=(),
+        notes=(),
+        read_failures=(),
+        engine=None,
+        drift=None,
+        drift_unknown=None,
+        times=RunTimes(total=seconds),
+        classified_now=0,
+        threads=0,
+        work=FeedWork(),
+        stopped_by=None,
+        one_file=True,
     )
 
 
@@ -323,6 +356,7 @@ def _run(request: RunRequest, job: _Job, signals: StopSignals, started: float, *
         read_failures=failures.summary(),
         engine=engine.facts,
         drift=drift,
+        drift_unknown=job.watch.why_unknown(ledger.classified),
         times=times,
         classified_now=ledger.classified,
         threads=sizes.threads,

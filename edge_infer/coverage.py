@@ -22,6 +22,7 @@ import shapely
 
 from edge_infer import reasons
 from edge_infer.errors import ReadError
+from edge_infer.footprints import PIECE
 from edge_infer.grid import full_turn, metres_per_pixel, transform_points, transformation_accuracy, unwrap
 from edge_infer.imagery import GSD_TOLERANCE, Reader
 from edge_infer.plan import TileJob, plan
@@ -43,11 +44,11 @@ SHARE_TOLERANCE = 0.01
 DOUBTFUL_METRES = 5.0
 """A house is some ten metres wide: where datums fit no better than this, a window may show the neighbour."""
 
-PIECE = 65_536
-"""Footprints transformed at a time: the vertices of a million would take memory by the gigabyte."""
-
 MOST_OF_IMAGE = 16_384
 """A window so many times as wide or high as its image would be judged on next to nothing."""
+
+WHOLE_PLANE = 1e300
+"""Reaches beyond every coordinate, and can be added and halved as infinity cannot."""
 
 PREVIEW_PIXELS = 16
 """Masks are looked at with windows of 16 to 32 pixels a side."""
@@ -98,7 +99,7 @@ def cover(footprints: Footprints, imagery: Imagery, contract: ChipContract) -> C
     pairs = _pair(footprints, imagery.images, contract)
     # False for NaN, too.
     known = np.all(pairs.boxes[:, 2:] <= _sizes(pairs, imagery.images) * MOST_OF_IMAGE, axis=1)
-    nowhere, pairs = pairs.footprint[~known], pairs.take(known)
+    nowhere, pairs = pairs.footprint[~known], pairs if known.all() else pairs.take(known)
     fine = pairs.gsd_metres <= contract.coarsest_gsd_metres * GSD_TOLERANCE
     chosen = _choose(pairs, fine, imagery.images)
     best = pairs.take(chosen)
@@ -117,16 +118,17 @@ def cover(footprints: Footprints, imagery: Imagery, contract: ChipContract) -> C
     coverage.boxes[best.footprint] = best.boxes
     coverage.gsd_metres[best.footprint] = best.gsd_metres
     coverage.bounds[best.footprint] = best.bounds
-    coverage.status[best.footprint] = np.where(fine[chosen], "pending", "too_coarse")
+    coverage.status[best.footprint] = "pending"
     coverage.reason[best.footprint] = None
     coarse = best.take(~fine[chosen])
+    coverage.status[coarse.footprint] = "too_coarse"
     coverage.reason[coarse.footprint] = [
         reasons.too_coarse(gsd, contract.coarsest_gsd_metres) for gsd in coarse.gsd_metres.tolist()
     ]
     coverage.status[~footprints.usable] = "bad_geometry"
     coverage.reason[~footprints.usable] = reasons.bad_geometries(footprints.geometries[~footprints.usable])
     if contract.blacken:
-        flat = footprints.usable & (shapely.get_dimensions(footprints.geometries) < 2)
+        flat = footprints.usable & (footprints.measure(shapely.get_dimensions) < 2)
         coverage.status[flat] = "bad_geometry"
         coverage.reason[flat] = reasons.NO_AREA
     return coverage
@@ -145,7 +147,7 @@ def doubtful_places(coverage: Coverage, images: Sequence[Image]) -> list[str]:
         crs = images[number].grid.crs
         if crs.srs in notes:
             continue
-        west, south, east, north = coverage.footprints.geometries[row].bounds
+        ((west, south, east, north),) = shapely.bounds(coverage.footprints.geometries[row : row + 1])
         accuracy = transformation_accuracy(source, crs, (west + east) / 2, (south + north) / 2)
         doubtful = accuracy is None or accuracy > DOUBTFUL_METRES
         notes[crs.srs] = reasons.doubtful_place(source.name, crs.name, accuracy) if doubtful else None
@@ -160,10 +162,13 @@ def _pair(footprints: Footprints, images: Sequence[Image], contract: ChipContrac
         for start in range(0, len(near), PIECE):
             piece = near[start : start + PIECE]
             found.append(_place(footprints, piece, index, images[index].grid, contract))
-    pairs = _Pairs(
-        *(np.concatenate([getattr(part, field.name) for part in found]) for field in fields(_Pairs))
+    footprint, image = (
+        np.concatenate([getattr(part, name) for part in found]) for name in ("footprint", "image")
     )
-    return pairs.take(np.lexsort((pairs.image, pairs.footprint)))
+    order = np.lexsort((image, footprint))
+    return _Pairs(
+        *(np.concatenate([getattr(part, field.name) for part in found])[order] for field in fields(_Pairs))
+    )
 
 
 def _place(
@@ -187,16 +192,22 @@ def _place(
 def _near(footprints: Footprints, grids: Sequence[Grid]) -> list[tuple[int, NDArray[np.int64]]]:
     """For each image that may cover some footprints, which these are, by rough bounds only."""
     usable = np.flatnonzero(footprints.usable)
-    tree = shapely.STRtree(footprints.geometries[usable])
     turn = full_turn(footprints.crs)
     shifts = np.array([[0.0, 0, 0, 0]] if turn is None else [[s, 0, s, 0] for s in (0, turn, -turn)])
-    near = []
-    for index, grid in enumerate(grids):
-        bounds = _outline(grid, footprints.crs)
-        hits = np.unique(tree.query(shapely.box(*(bounds + shifts).T))[1])
-        if hits.size:
-            near.append((index, usable[hits]))
-    return near
+    outlines = np.concatenate([_outline(grid, footprints.crs) + shifts for grid in grids])
+    tree = shapely.STRtree(shapely.box(*outlines.T))
+    found = [np.empty((2, 0), dtype=np.int64)]
+    for start in range(0, len(usable), PIECE):
+        piece = usable[start : start + PIECE]
+        row, box = tree.query(footprints.geometries[piece])
+        found.append(np.stack([box // len(shifts), piece[row]]))
+    image, row = np.concatenate(found, axis=1)
+    order = np.lexsort((row, image))
+    image, row = image[order], row[order]
+    fresh = (np.diff(image, prepend=-1) > 0) | (np.diff(row, prepend=-1) > 0)  # not its other turn once more
+    image, row = image[fresh], row[fresh]
+    starts = np.flatnonzero(np.diff(image, prepend=-1))
+    return list(zip(image[starts].tolist(), np.split(row, starts[1:]), strict=False))
 
 
 def _outline(grid: Grid, crs: CRS) -> NDArray[np.float64]:
@@ -204,7 +215,7 @@ def _outline(grid: Grid, crs: CRS) -> NDArray[np.float64]:
     column, row = np.meshgrid(np.linspace(0, grid.width, 21), np.linspace(0, grid.height, 21))
     x, y = transform_points(grid.crs, crs, *grid.to_crs(column.ravel(), row.ravel()))
     if np.isnan(x).any():
-        return np.array([-np.inf, -np.inf, np.inf, np.inf])
+        return np.array([-WHOLE_PLANE, -WHOLE_PLANE, WHOLE_PLANE, WHOLE_PLANE])
     x = unwrap(x, crs, float(x[len(x) // 2]))
     low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
     margin = (high - low) / 20

@@ -15,12 +15,12 @@ from edge_infer.covered import covered_fraction
 from edge_infer.cutter import HostCutter
 from edge_infer.device.host import HostMemory
 from edge_infer.errors import ReadError
-from edge_infer.imagery import Reader
+from edge_infer.imagery import Reader, bound_cache
 from edge_infer.interrupt import join_all
 from edge_infer.plan import plan
 from edge_infer.ring import BatchRing, RingClosedError
 from edge_infer.shares import JobShares
-from edge_infer.sizes import TILE_PIXELS
+from edge_infer.sizes import TILE_PIXELS, choose_cache_bytes, installed_memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,6 +97,13 @@ class Feeder:
         started = time.perf_counter()
         self._jobs = JobShares(self._plan(self.rows), self.threads)
         self.work.plan_seconds = time.perf_counter() - started
+        bound_cache(
+            choose_cache_bytes(
+                threads=self.threads,
+                pixel_bytes=max(image.pixel_bytes for image in self.images),
+                memory_bytes=installed_memory_bytes(),
+            )
+        )
         self._left = self.threads
         self._running = [
             threading.Thread(target=self._run, args=(number,), name=f"reader-{number}")
@@ -244,6 +251,8 @@ class ChipBatch:
     """int64, (n,): positions of the footprints."""
     valid_fraction: npt.NDArray[np.float32]
     """float32, (n,)."""
+    covered_fraction: npt.NDArray[np.float32]
+    """float32, (n,): share of each footprint on valid pixels."""
 
 
 def stream_chips(
@@ -273,7 +282,12 @@ def stream_chips(
     with Feeder(images, coverage, contract, rows, ring, threads) as feeder:
         while (slot := ring.take()) is not None:
             kept = slice(0, slot.count)
-            yield ChipBatch(slot.chips[kept].copy(), slot.rows[kept].copy(), slot.valid_fraction[kept].copy())
+            yield ChipBatch(
+                slot.chips[kept].copy(),
+                slot.rows[kept].copy(),
+                slot.valid_fraction[kept].copy(),
+                slot.covered_fraction[kept].copy(),
+            )
             ring.give_back(slot)
             yield from feeder.take_failures()
         if feeder.error is not None:

@@ -11,7 +11,7 @@ import zipfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyogrio.raw
@@ -22,7 +22,7 @@ import shapely
 from edge_infer.errors import FootprintsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -37,6 +37,9 @@ pyogrio.set_gdal_config_options(
 
 ARCHIVES_OF_ONE_DRIVER = (".shp.zip", ".gdb.zip")
 """GDAL opens these as they are; any other zip is looked into."""
+
+PIECE = 8_192
+"""Geometries looked at at a time: as objects, a million would take memory by the gigabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,41 @@ class VectorLayer:
     """OGR's subtype of each column: Boolean, JSON, ...; None where it has none."""
 
 
+class Geometries(Protocol):
+    """Geometries in order; an array of them will do."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+
+    def __getitem__(self, rows: slice | NDArray[Any], /) -> NDArray[np.object_]:
+        """Give those at `rows`, a slice, indexes or a mask: (k,); None where null or unreadable."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedGeometries:
+    """`Geometries` that become objects only while somebody holds them: encoded they take a fifth of that."""
+
+    wkb: NDArray[np.object_]
+    """(n,): bytes; None where null."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self.wkb)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[np.object_]:
+        """See `Geometries`."""
+        with np.errstate(invalid="ignore"):  # NaN coordinates are no news here
+            return np.asarray(shapely.from_wkb(self.wkb[rows], on_invalid="ignore"))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Footprints:
     """The n footprints of one layer, in file order."""
 
     fids: NDArray[np.int64]
     """Shape (n,): feature ids in the file read."""
-    geometries: NDArray[np.object_]
-    """Shape (n,): shapely geometries; None where null or unreadable."""
+    geometries: Geometries
+    """n shapely geometries; None where null or unreadable."""
     crs: pyproj.CRS
     """CRS of the geometries; coordinates are x, y (east, north), whatever its axis order."""
     usable: NDArray[np.bool_]
@@ -76,13 +106,24 @@ class Footprints:
 
     def __post_init__(self) -> None:
         """Refuse columns of different length."""
-        shapes = {self.fids.shape, self.geometries.shape, self.usable.shape}
+        shapes = {self.fids.shape, (len(self.geometries),), self.usable.shape}
         if len(shapes) != 1 or self.fids.ndim != 1:
             raise FootprintsError(f"footprint columns must have one shape (n,), got {sorted(shapes)}")
 
     def __len__(self) -> int:
         """Return the number of footprints."""
         return len(self.fids)
+
+    def measure(self, function: Callable[[NDArray[np.object_]], NDArray[Any]]) -> NDArray[Any]:
+        """Apply a function of geometries, object (k,) to (k,), to all of them, a piece at a time: (n,)."""
+        return _by_pieces(self.geometries, function)
+
+
+def _by_pieces(
+    geometries: Geometries, function: Callable[[NDArray[np.object_]], NDArray[Any]]
+) -> NDArray[Any]:
+    starts = range(0, max(1, len(geometries)), PIECE)
+    return np.concatenate([function(geometries[start : start + PIECE]) for start in starts])
 
 
 def read_footprints(
@@ -100,11 +141,15 @@ def read_footprints(
     """
     found = open_layer(path, layer)
     fids, wkb, _ = _read(path, found, where, columns=[], geometry=True)
-    with np.errstate(invalid="ignore"):  # NaN coordinates are no news here
-        geometries = shapely.from_wkb(wkb, on_invalid="ignore")
-        bounds = shapely.bounds(geometries)  # NaN for null and empty ones
-        usable = shapely.is_valid(geometries) & np.isfinite(bounds).all(axis=1)
+    geometries = EncodedGeometries(wkb)
+    usable = _by_pieces(geometries, _usable)
     return Footprints(fids=fids, geometries=geometries, crs=_placed_crs(path, found, crs), usable=usable)
+
+
+def _usable(geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):  # NaN coordinates again
+        bounds = shapely.bounds(geometries)  # NaN for null and empty ones
+        return np.asarray(shapely.is_valid(geometries) & np.isfinite(bounds).all(axis=1))
 
 
 def read_field(

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pyproj import CRS, Transformer
+from pyproj import CRS, Geod, Transformer
 from pyproj.crs import GeographicCRS
 from pyproj.exceptions import ProjError
 from pyproj.network import set_network_enabled  # type: ignore[attr-defined]
@@ -74,13 +74,11 @@ def transform_points(
 
     x, y: shape (n,). What cannot be transformed becomes NaN in both results.
     """
-    if source == target:
-        to_x, to_y = x.copy(), y.copy()
-    else:
-        try:
-            to_x, to_y = _transformer(source, target).transform(x, y)
-        except ProjError:  # no transformation at all between the two, say from the Earth to the Moon
-            return np.full(x.shape, np.nan), np.full(y.shape, np.nan)
+    try:
+        transformer = _transformer(source.srs, target.srs)
+        to_x, to_y = (x.copy(), y.copy()) if transformer is None else transformer.transform(x, y)
+    except ProjError:  # no transformation at all between the two, say from the Earth to the Moon
+        return np.full(x.shape, np.nan), np.full(y.shape, np.nan)
     failed = ~(np.isfinite(to_x) & np.isfinite(to_y))
     to_x[failed] = np.nan
     to_y[failed] = np.nan
@@ -92,10 +90,10 @@ def transformation_accuracy(source: CRS, target: CRS, x: float, y: float) -> flo
 
     None where PROJ knows no transformation between the two datums and takes one for the other.
     """
-    if source == target:
-        return 0.0
     try:
-        transformer = _transformer(source, target)
+        transformer = _transformer(source.srs, target.srs)
+        if transformer is None:
+            return 0.0
         transformer.transform(x, y)
         accuracy = float(transformer.get_last_used_operation().accuracy)
     except ProjError:  # none that holds at this point
@@ -126,10 +124,9 @@ def metres_per_pixel(grid: Grid, centres: NDArray[np.float64]) -> NDArray[np.flo
         np.stack([column - 0.5, column + 0.5, column, column]),
         np.stack([row, row, row - 0.5, row + 0.5]),
     )
-    longitude, latitude = transform_points(grid.crs, _degrees(grid.crs), x.ravel(), y.ravel())
+    degrees, geod = _ellipsoid(grid.crs.srs)
+    longitude, latitude = transform_points(grid.crs, degrees, x.ravel(), y.ravel())
     longitude, latitude = longitude.reshape(x.shape), latitude.reshape(x.shape)
-    geod = grid.crs.get_geod()
-    assert geod is not None, "a Grid has an ellipsoid"
     metres = np.full(centres.shape, np.nan)
     usable = np.isfinite(longitude).all(axis=0)
     for axis in (0, 1):
@@ -140,12 +137,21 @@ def metres_per_pixel(grid: Grid, centres: NDArray[np.float64]) -> NDArray[np.flo
     return metres
 
 
-@lru_cache(maxsize=64)
-def _degrees(crs: CRS) -> CRS:
-    """Longitude and latitude in degrees on the datum of `crs`, whatever unit that counts in."""
-    return GeographicCRS(datum=crs.datum)
+# By the definition's text: a CRS itself is hashed and compared by writing it out as WKT each time.
 
 
 @lru_cache(maxsize=64)
-def _transformer(source: CRS, target: CRS) -> Transformer:
+def _ellipsoid(srs: str) -> tuple[CRS, Geod]:
+    """Longitude and latitude in degrees on the datum of a system, whatever unit that counts in; its lines."""
+    crs = CRS(srs)
+    geod = crs.get_geod()
+    assert geod is not None, "a Grid has an ellipsoid"
+    return GeographicCRS(datum=crs.datum), geod
+
+
+@lru_cache(maxsize=64)
+def _transformer(source: str, target: str) -> Transformer | None:
+    """From one system to another; None where they are the same."""
+    if CRS(source) == CRS(target):
+        return None
     return Transformer.from_crs(source, target, always_xy=True)

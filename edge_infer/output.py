@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from edge_infer.footprints import Footprints, VectorLayer
 
 UNNAMED_GEOMETRY = "wkb_geometry"
@@ -122,11 +124,12 @@ def create_output(
         fields=_column_names(found),
         classes=tuple(class_names),
     )
+    types, dimensions = footprints.measure(_kinds).T
     partial = out.with_name(f"{out.name}.partial.gpkg")
     with geopackage.reporting(out):
         geopackage.remove(partial)
         try:
-            _copy(found, where, partial, schema, footprints)
+            _copy(found, where, partial, schema, footprints, types)
             with closing(geopackage.connect(partial)) as database:
                 # The file is thrown away if anything fails, so it needs no journal of its own.
                 database.execute("PRAGMA journal_mode = OFF")
@@ -134,16 +137,21 @@ def create_output(
                 with geopackage.transaction(database):
                     _add_columns(database, schema, footprints)
                     _add_tables(database, schema)
-                    _add_style(database, schema, class_colors, _family(footprints))
+                    _add_style(database, schema, class_colors, _family(dimensions))
             geopackage.replace(partial, out)
         finally:
             geopackage.remove(partial)
 
 
 def _copy(
-    found: VectorLayer, where: str | None, partial: Path, schema: Schema, footprints: Footprints
+    found: VectorLayer,
+    where: str | None,
+    partial: Path,
+    schema: Schema,
+    footprints: Footprints,
+    types: NDArray[np.int64],
 ) -> None:
-    """Stream the layer into a new GeoPackage."""
+    """Stream the layer into a new GeoPackage; `types`, (n,), are the geometries' type ids."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on single features; the copy is counted afterwards
@@ -156,7 +164,7 @@ def _copy(
                     driver="GPKG",
                     layer=schema.layer,
                     geometry_name=meta["geometry_name"] or UNNAMED_GEOMETRY,
-                    geometry_type=_geometry_type(found, footprints),
+                    geometry_type=_geometry_type(found, types),
                     crs=footprints.crs.srs,
                     layer_options={"FID": schema.fid_column, "GEOMETRY_NAME": schema.geometry_column},
                 )
@@ -208,20 +216,24 @@ def _stream_source(found: VectorLayer) -> str:
     )
 
 
-def _geometry_type(found: VectorLayer, footprints: Footprints) -> str:
+def _kinds(geometries: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Give type id and dimension of each geometry, (k, 2); -1 where there is none."""
+    kinds = shapely.get_type_id(geometries), shapely.get_dimensions(geometries)
+    return np.stack(kinds, axis=1).astype(np.int64)
+
+
+def _geometry_type(found: VectorLayer, types: NDArray[np.int64]) -> str:
     """Return the declared type if every geometry has it, else "Unknown", which allows all.
 
     Shapefiles declare Polygon and hold multipolygons; a GeoPackage must not.
     """
     declared = found.geometry_type.split()[0]
-    present = shapely.get_type_id(footprints.geometries)
-    names = {shapely.GeometryType(number).name for number in np.unique(present) if number >= 0}
+    names = {shapely.GeometryType(number).name for number in np.unique(types) if number >= 0}
     return found.geometry_type if names <= {declared.upper()} else "Unknown"
 
 
-def _family(footprints: Footprints) -> Family:
-    """Return the kind of symbol that most footprints need."""
-    dimensions = shapely.get_dimensions(footprints.geometries)
+def _family(dimensions: NDArray[np.int64]) -> Family:
+    """Return the kind of symbol that most footprints need; `dimensions`, (n,), are theirs."""
     counts = np.bincount(dimensions[dimensions >= 0], minlength=3)
     families: tuple[Family, ...] = ("point", "line", "polygon")
     return families[int(counts.argmax())] if counts.any() else "polygon"

@@ -341,23 +341,8 @@ class Results:
 
     def counts(self) -> Counts:
         """Count the whole output in one scan."""
-        names = ", ".join(quoted(self.schema.columns[name]) for name in ("status", "class_label", "image"))
         with geopackage.reporting(self.path):
-            groups = self._database.execute(
-                f"SELECT {names}, COUNT(*) FROM {quoted(self.schema.layer)} GROUP BY 1, 2, 3"  # noqa: S608
-            ).fetchall()
-        statuses: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
-        classes: Counter[str | None] = Counter(dict.fromkeys(self.schema.classes, 0))
-        images: Counter[str | None] = Counter()
-        for status, class_label, image, number in groups:
-            statuses[status] += number
-            classes[class_label] += number
-            images[image] += number
-        return Counts(
-            statuses={name: number for name, number in statuses.items() if number},
-            classes={name: number for name, number in classes.items() if name is not None},
-            images={name: number for name, number in images.items() if name is not None},
-        )
+            return _count(self._database, self.schema)
 
     def end_run(self, times: Mapping[str, float], drift: Mapping[str, Any] | None = None) -> Counts:
         """Record when the run ended, its `times` in seconds by stage, and the counts, which it returns.
@@ -460,6 +445,42 @@ def read_last_run(path: Path) -> dict[str, Any] | None:
 def edited(path: Path, error: Exception) -> OutputError:
     """Say that somebody changed what an output says of its runs, found by `error`."""
     return OutputError(f"{path}: its record of runs was edited ({error!r}); start again with --overwrite")
+
+
+def read_finished(path: Path) -> Counts | None:
+    """Count an output in which nothing is left to do; None where something is. Nothing is written.
+
+    Left to do are rows that are pending or could not be read, a run without an end, and a file that SQLite
+    still keeps a log for, which `Results.finish` makes one.
+    """
+    last = read_last_run(path)
+    if last is None or last["ended"] is None:
+        return None
+    schema = read_schema(path)
+    with geopackage.reporting(path), closing(geopackage.connect(path)) as database:
+        if database.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            return None
+        counts = _count(database, schema)
+    return None if counts.statuses.keys() & {"pending", "read_error"} else counts
+
+
+def _count(database: sqlite3.Connection, schema: Schema) -> Counts:
+    names = ", ".join(quoted(schema.columns[name]) for name in ("status", "class_label", "image"))
+    groups = database.execute(
+        f"SELECT {names}, COUNT(*) FROM {quoted(schema.layer)} GROUP BY 1, 2, 3"  # noqa: S608
+    ).fetchall()
+    statuses: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
+    classes: Counter[str | None] = Counter(dict.fromkeys(schema.classes, 0))
+    images: Counter[str | None] = Counter()
+    for status, class_label, image, number in groups:
+        statuses[status] += number
+        classes[class_label] += number
+        images[image] += number
+    return Counts(
+        statuses={name: number for name, number in statuses.items() if number},
+        classes={name: number for name, number in classes.items() if name is not None},
+        images={name: number for name, number in images.items() if name is not None},
+    )
 
 
 def read_images(path: Path) -> dict[str, ImageInfo]:

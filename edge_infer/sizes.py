@@ -1,6 +1,7 @@
 """How much a run takes of a machine: threads, tiles, cache. Pure arithmetic, and two look-ups.
 
-A Jetson Orin Nano (6 cores, 8 GB that its GPU shares) gets 6 readers, tiles of 4 Mpx and 384 MB of cache.
+A Jetson Orin Nano (6 cores, 8 GB that its GPU shares) gets 6 readers, tiles of 4 Mpx and 360 MB of cache for
+images of three bytes a pixel.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ LEAST_TILE_PIXELS = 1_048_576
 """Holds a window at any decimation."""
 PIXEL_BYTES = 16
 """Of one tile at work: 4 bands of 16 bit, and as much again while GDAL's pieces are put together."""
-READER_CACHE_BYTES = 64 * 2**20
-"""Decoded blocks that the next row of a reader's tiles needs again: 20 Mpx of RGB."""
-LEAST_CACHE_BYTES, USUAL_CACHE_BYTES = 32 * 2**20, 256 * 2**20
+READER_CACHE_PIXELS = 20 * 2**20
+"""How far back the blocks lie that a reader's next row of tiles needs again: a stripe of the plan, two tiles
+high. That follows from the plan's order, not from the size of the scene; more cache is not used."""
+LEAST_CACHE_BYTES = 32 * 2**20
 MOST_SHARE = 16
 """Cache, and tiles at work, take one part in so many of the memory each, at most."""
 
@@ -58,9 +60,12 @@ def choose_sizes(
     )
 
 
-def choose_cache_bytes(*, cores: int, memory_bytes: int) -> int:
-    """Choose the size of GDAL's cache of decoded blocks, which all threads share."""
-    wanted = max(USUAL_CACHE_BYTES, READER_CACHE_BYTES * min(cores, max(MOST_READERS.values())))
+def choose_cache_bytes(*, threads: int, pixel_bytes: int, memory_bytes: int) -> int:
+    """Choose the size of GDAL's cache of decoded blocks, which all `threads` readers share.
+
+    pixel_bytes: of a decoded pixel, all bands together.
+    """
+    wanted = READER_CACHE_PIXELS * pixel_bytes * threads
     return max(LEAST_CACHE_BYTES, min(wanted, memory_bytes // MOST_SHARE))
 
 

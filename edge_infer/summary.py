@@ -22,26 +22,26 @@ class RunTimes:
     """Seconds by stage. Reading, sampling and the readers' waiting are summed over the reader threads."""
 
     total: float
-    stream: float
+    stream: float = 0.0
     """From the first job to the last commit."""
-    copy: float
+    copy: float = 0.0
     """Reading the footprints and copying them to the output."""
-    plan: float
+    plan: float = 0.0
     """Which image and window each footprint has, and which tile."""
-    read: float
-    measure: float
+    read: float = 0.0
+    measure: float = 0.0
     """How much of each footprint itself is covered."""
-    sample: float
-    infer: float
+    sample: float = 0.0
+    infer: float = 0.0
     """Giving batches to the engine, and waiting for what it makes of them."""
-    commit: float
-    readers_waited: float
+    commit: float = 0.0
+    readers_waited: float = 0.0
     """For a free place in the ring: reading is faster than the engine."""
-    engine_waited: float
+    engine_waited: float = 0.0
     """For a ready batch: the engine is faster than reading."""
-    commits_waited: float
+    commits_waited: float = 0.0
     """For results to commit: the disk is faster than the engine."""
-    stalled: float
+    stalled: float = 0.0
     """That the engine's thread waited for the disk."""
 
     def stages(self) -> dict[str, dict[str, float]]:
@@ -93,9 +93,12 @@ class RunSummary:
     """What to know before the result is trusted."""
     read_failures: tuple[tuple[str, int, str], ...]
     """Path, footprints and first reason of images that could not be read everywhere, in this run."""
-    engine: EngineFacts
+    engine: EngineFacts | None
+    """None where nothing was left to do, so that none was opened."""
     drift: Drift | None
     """How far the imagery lies from what the model was calibrated on; None where that cannot be told."""
+    drift_unknown: str | None
+    """Why it cannot be told."""
     times: RunTimes
     classified_now: int
     """Footprints classified by this run, not by one that it resumed."""
@@ -141,8 +144,9 @@ class RunSummary:
                 {"path": path, "footprints": number, "reason": reason}
                 for path, number, reason in self.read_failures
             ],
-            "engine": asdict(self.engine),
+            "engine": None if self.engine is None else asdict(self.engine),
             "drift": None if self.drift is None else self.drift.to_json(),
+            "drift_unknown": self.drift_unknown,
             "seconds": {name: round(seconds, 3) for name, seconds in asdict(self.times).items()},
             "stages": {
                 stage: {name: round(seconds, 3) for name, seconds in split.items()}
@@ -160,7 +164,7 @@ class RunSummary:
 
     def describe(self) -> str:
         """Several lines of text."""
-        statuses, engine, times = self.counts.statuses, self.engine, self.times
+        statuses = self.counts.statuses
         others = {name: number for name, number in statuses.items() if name != "ok"}
         lines = [
             f"{self.out}: {sum(statuses.values()):,} footprints",
@@ -173,6 +177,8 @@ class RunSummary:
         lines += [f"  note: {note}" for note in self.notes]
         if self.drift is not None and (warning := self.drift.warning()):
             lines.append(f"  warning: {warning}")
+        if self.drift_unknown is not None:
+            lines.append(f"  drift of the imagery not known: {self.drift_unknown}")
         lines += [f"  resumed in spite of this: {difference}" for difference in self.overridden]
         lines += [
             f"  not readable for {number:,} footprints, --resume tries again"
@@ -180,15 +186,7 @@ class RunSummary:
             for _, number, reason in self.read_failures
         ]
         lines += [f"  image skipped: {path}: {reason}" for path, reason in self.skipped_images]
-        lines.append(
-            f"engine: {engine.name} {engine.version}, {engine.precision}, batch {engine.batch}, "
-            f"on {engine.device} ({engine.why})"
-        )
-        lines.append(
-            f"time: {hours(times.total)}, {self.footprints_per_second:,.1f} footprints/s while streaming "
-            f"(read {times.read:.1f} s, sample {times.sample:.1f} s, commit {times.commit:.1f} s; "
-            f"waited: engine {times.engine_waited:.1f} s, readers {times.readers_waited:.1f} s)"
-        )
+        lines += self._work_lines()
         if self.stopped_early:
             lines.append(f"stopped early by {self.stopped_by}; the same command with --resume goes on")
         if not self.one_file:
@@ -197,3 +195,18 @@ class RunSummary:
                 "close it there, then the same command with --resume makes it one file"
             )
         return "\n".join(lines)
+
+    def _work_lines(self) -> list[str]:
+        engine, times = self.engine, self.times
+        if engine is None:
+            return ["nothing was left to do: the file is as it was (edge-infer info lists its runs)"]
+        engine_line = (
+            f"engine: {engine.name} {engine.version}, {engine.precision}, batch {engine.batch}, "
+            f"on {engine.device} ({engine.why})"
+        )
+        time_line = (
+            f"time: {hours(times.total)}, {self.footprints_per_second:,.1f} footprints/s while streaming "
+            f"(read {times.read:.1f} s, sample {times.sample:.1f} s, commit {times.commit:.1f} s; "
+            f"waited: engine {times.engine_waited:.1f} s, readers {times.readers_waited:.1f} s)"
+        )
+        return [engine_line, time_line]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_infer.allocation import give_back_freed
 from edge_infer.bench.memory import forget_peak, peak_bytes
 from edge_infer.bench.touched import find_touched
 from edge_infer.bundle import open_bundle
@@ -119,6 +120,7 @@ def bench_feed(request: FeedRequest, *, say: Callable[[str], None] = lambda _: N
         Refused: the request cannot be met.
 
     """
+    give_back_freed()  # as a run does, before what is done here for the benchmark alone
     with tempfile.TemporaryDirectory(prefix="edge-infer-feed-") as outs:
         given = request.given or _make(request, Path(outs), say)
         job = replace(given, out=Path(outs) / "out.gpkg", overwrite=True, threads=request.threads)

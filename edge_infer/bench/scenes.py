@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyogrio.raw
 import rasterio
+import rasterio.shutil
 import shapely
-from rasterio.enums import Resampling
 from rasterio.transform import Affine, from_origin
 from rasterio.windows import Window
 
@@ -35,6 +35,7 @@ HOUSE_METRES, SHIFT_METRES = 10.0, 3.0
 MARGIN_METRES = 40.0
 """From the outermost houses to the edge: their windows lie on the image."""
 TEXTURE_PIXELS = 1024
+JPEG_QUALITY = 85
 CLASSES, COLORS = ("damaged", "no visible damage"), ("#d62728", "#2ca02c")
 
 
@@ -50,17 +51,16 @@ class SceneKind:
     compress: str = "JPEG"
     bands: tuple[str, ...] = ("red", "green", "blue")
     dtype: str = "uint8"
-    overviews: tuple[int, ...] = ()
     geographic: bool = False
     """EPSG:4326, with pixels that are square in metres at the scene's latitude."""
     tiles: int = 1
-    """Files that the imagery is cut into; a square number or twice one."""
+    """Files that the imagery is cut into; a square number or twice one. A single one is a COG."""
 
 
 KINDS = {
     "suburb": SceneKind(step_metres=20, gsd_metres=0.3),
     "county": SceneKind(step_metres=400, gsd_metres=0.3),
-    "mosaic": SceneKind(step_metres=20, gsd_metres=0.03, overviews=(2, 4, 8, 16)),
+    "mosaic": SceneKind(step_metres=20, gsd_metres=0.03),
     "tiles": SceneKind(step_metres=20, gsd_metres=0.3, block_pixels=256, tiles=2000),
     "deflate16": SceneKind(
         step_metres=20,
@@ -142,8 +142,10 @@ def _write_imagery(
     """Write one file, or a folder of them; `size` is columns and rows, `places` (n, 2) are in pixels."""
     texture = _texture(kind, rng)
     if kind.tiles == 1:
-        path = folder / "image.tif"
-        _write_image(kind, path, np.zeros(2, dtype=int), size, places, texture, rng)
+        path, plain = folder / "image.tif", folder / "image.plain.tif"
+        _write_image(kind, plain, np.zeros(2, dtype=int), size, places, texture, rng)
+        _make_cog(kind, plain, path)
+        plain.unlink()
         return path
     path = folder / "images"
     path.mkdir()
@@ -170,7 +172,7 @@ def _write_image(
     width, height = size.tolist()
     options: dict[str, Any] = {"compress": kind.compress, "sparse_ok": True, "bigtiff": "IF_SAFER"}
     if kind.compress == "JPEG":
-        options |= {"photometric": "YCBCR", "jpeg_quality": 85}
+        options |= {"photometric": "YCBCR", "jpeg_quality": JPEG_QUALITY}
     with rasterio.open(
         path,
         "w",
@@ -195,12 +197,22 @@ def _write_image(
                 window=Window(column * block, row * block, wide, high),
             )
         dataset.descriptions = kind.bands
-    if kind.overviews:
-        with (
-            rasterio.Env(SPARSE_OK_OVERVIEW="ON", GDAL_TIFF_OVR_BLOCKSIZE=str(block)),
-            rasterio.open(path, "r+") as dataset,
-        ):
-            dataset.build_overviews(kind.overviews, Resampling.average)
+
+
+def _make_cog(kind: SceneKind, plain: Path, path: Path) -> None:
+    """Let GDAL's own driver make a COG of a file."""
+    options = {"quality": JPEG_QUALITY} if kind.compress == "JPEG" else {}
+    rasterio.shutil.copy(
+        plain,
+        path,
+        driver="COG",
+        compress=kind.compress,
+        blocksize=kind.block_pixels,
+        overview_resampling="average",
+        sparse_ok=True,
+        bigtiff="IF_SAFER",
+        **options,
+    )
 
 
 def _touched(kind: SceneKind, size: NDArray[np.int_], places: NDArray[np.float64]) -> list[tuple[int, int]]:
@@ -209,10 +221,10 @@ def _touched(kind: SceneKind, size: NDArray[np.int_], places: NDArray[np.float64
     blocks = -(-size // kind.block_pixels)
     low = np.floor((places - reach) / kind.block_pixels).astype(int)
     high = np.floor((places + reach) / kind.block_pixels).astype(int)
+    here = ((high >= 0) & (low < blocks)).all(axis=1)
     touched = np.zeros(blocks[::-1], dtype=bool)
-    for (left, top), (right, bottom) in zip(low.tolist(), high.tolist(), strict=True):
-        if right >= 0 and bottom >= 0:
-            touched[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = True
+    for (left, top), (right, bottom) in zip(low[here].tolist(), high[here].tolist(), strict=True):
+        touched[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = True
     return [(row, column) for row, column in np.argwhere(touched).tolist()]
 
 

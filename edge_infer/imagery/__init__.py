@@ -13,8 +13,19 @@ The only package that opens rasters. In data-flow order:
 from __future__ import annotations
 
 from edge_infer.grid import Grid
+from edge_infer.imagery.environment import bound_cache
 from edge_infer.imagery.header import GSD_TOLERANCE, Image
 from edge_infer.imagery.opening import Imagery, open_imagery
 from edge_infer.imagery.reader import Mask, Reader, Tile
 
-__all__ = ["GSD_TOLERANCE", "Grid", "Image", "Imagery", "Mask", "Reader", "Tile", "open_imagery"]
+__all__ = [
+    "GSD_TOLERANCE",
+    "Grid",
+    "Image",
+    "Imagery",
+    "Mask",
+    "Reader",
+    "Tile",
+    "bound_cache",
+    "open_imagery",
+]

@@ -9,10 +9,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.env import set_gdal_config
 from rasterio.errors import RasterioError
 
-from edge_infer.sizes import available_cores, choose_cache_bytes, installed_memory_bytes
-
-BLOCK_CACHE_BYTES = choose_cache_bytes(cores=available_cores(), memory_bytes=installed_memory_bytes())
-"""GDAL's cache of decoded blocks, shared by all threads; GDAL_CACHEMAX in the environment wins."""
+from edge_infer.sizes import LEAST_CACHE_BYTES
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError)
 """What rasterio lets through: its own errors, GDAL's unwrapped, and bad values out of broken headers."""
@@ -29,15 +26,24 @@ _OPTIONS = {
 }
 
 
-def gdal_environment() -> rasterio.Env:
+def gdal_environment(*, placed: bool = True) -> rasterio.Env:
     """Make the environment to be entered in each thread that opens rasters.
 
-    The bound of the block cache is one for the process and stays when the environment is left: a reader
-    that ends must not lift it for the others.
+    placed: whether to find out where on the ground each of them lies; takes most of the time of opening one.
+    """
+    return rasterio.Env(**_OPTIONS, **({} if placed else {"GDAL_GEOREF_SOURCES": "NONE"}))
+
+
+def bound_cache(size_bytes: int) -> None:
+    """Bound GDAL's cache of decoded blocks, one for the process; GDAL_CACHEMAX in the environment wins.
+
+    Blocks beyond the bound, those used least recently, are dropped.
     """
     if "GDAL_CACHEMAX" not in os.environ:
-        set_gdal_config("GDAL_CACHEMAX", BLOCK_CACHE_BYTES)
-    return rasterio.Env(**_OPTIONS)
+        set_gdal_config("GDAL_CACHEMAX", size_bytes)
+
+
+bound_cache(LEAST_CACHE_BYTES)  # until a feed says what it needs: GDAL itself would take 5 % of the memory
 
 
 def gdal_words(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -13,7 +12,6 @@ import numpy as np
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
 
 from edge_infer.errors import ContractError, ImageryError
 from edge_infer.grid import Grid, metres_per_pixel
@@ -62,6 +60,11 @@ class Image:
     overviews: tuple[int, ...] = ()
     """How many columns become one in each overview, about; in GDAL's order, which is any."""
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a decoded pixel: the model's bands, and the mask."""
+        return len(self.band_indexes) * np.dtype(self.dtype).itemsize + self.has_mask
+
 
 def read_header(
     path: Path, contract: ChipContract, *, crs: CRS | None = None, bands: tuple[int, ...] | None = None
@@ -80,10 +83,7 @@ def read_header(
 
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said below, as an error
-            dataset = open_raster(path)
-        with dataset:
+        with open_raster(path) as dataset:
             return _describe(dataset, path, contract, crs, bands)
     except GDAL_ERRORS as error:
         raise ImageryError(f"{path} is no raster that GDAL can read here: {gdal_words(error)}") from error
@@ -127,7 +127,8 @@ def _describe(
 
 def has_mask(dataset: rasterio.DatasetReader, band_indexes: tuple[int, ...]) -> bool:
     """Say whether any of the bands, 1-based, may have pixels that hold no data."""
-    return any(MaskFlags.all_valid not in dataset.mask_flag_enums[band - 1] for band in band_indexes)
+    flags = dataset.mask_flag_enums  # of all bands, asked for anew by each look at it
+    return any(MaskFlags.all_valid not in flags[band - 1] for band in band_indexes)
 
 
 def _list_overviews(dataset: rasterio.DatasetReader, band: int) -> tuple[int, ...]:

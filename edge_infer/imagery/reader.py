@@ -70,7 +70,7 @@ class Reader:
     def __init__(self, open_limit: int = 8) -> None:
         self._open_limit = open_limit
         self._levels: OrderedDict[tuple[str, int], Level] = OrderedDict()
-        self._environment = gdal_environment()
+        self._environment = gdal_environment(placed=False)  # the header has told
         self._thread: int | None = None
 
     def __enter__(self) -> Reader:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 
 from edge_infer.errors import ImageryError
 
@@ -71,6 +73,10 @@ _PLAIN_ATTRIBUTES = frozenset(
 
 _CONNECTION = re.compile(r"\s*(<|/vsi|[a-z][a-z0-9_+.-]*:)", re.IGNORECASE)
 """Names that GDAL takes for something other than a file."""
+
+
+# Of a header that is said as an error; a reader does not ask. Not caught at each call: threads share filters.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module=re.escape(__name__))
 
 
 def open_raster(path: str | Path, *, level: int | None = None) -> rasterio.DatasetReader:

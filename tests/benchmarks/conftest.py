@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pyogrio.raw
 import pytest
 import rasterio
@@ -12,8 +13,12 @@ import shapely
 import torch
 from rasterio.transform import from_origin
 
-from edge_infer.bundle import MODEL_MEMBER, write_bundle
+from edge_infer.bundle import INT8_MEMBER, MODEL_MEMBER, open_bundle, write_bundle
 from edge_infer.manifest import ChipContract, Manifest
+from edge_infer_calibration.activations import observe
+from edge_infer_calibration.placement import place
+from edge_infer_calibration.qdq import insert_qdq
+from edge_infer_calibration.ranges import find_ranges
 from edge_infer_export.network.graph import Classifier, export_graph
 from edge_infer_export.network.resnet import ResNet
 
@@ -62,3 +67,18 @@ def dense_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {MODEL_MEMBER: export_graph(classifier.eval(), contract.chip_shape)},
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(dense_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scene's model with ranges from smooth noise: labels do not matter here."""
+    bundle = open_bundle(dense_scene / "random.edgemodel")
+    content = bundle.read(MODEL_MEMBER)
+    model = onnx.load_from_string(content)
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 14, 14, 3))
+    chips = coarse.repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    ranges = find_ranges(observe(model, place(model), [chips]).histograms, "minmax")
+    path = tmp_path_factory.mktemp("int8") / "int8.edgemodel"
+    quantised = insert_qdq(model, ranges).SerializeToString()
+    write_bundle(path, bundle.manifest, {MODEL_MEMBER: content, INT8_MEMBER: quantised})
+    return path

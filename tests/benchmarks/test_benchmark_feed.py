@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from edge_infer.bench.touched import Touched, find_touched
 from edge_infer.bundle import open_bundle
 from edge_infer.coverage import Coverage, cover
 from edge_infer.footprints import read_footprints
-from edge_infer.imagery import Imagery, Reader, open_imagery
+from edge_infer.imagery import Imagery, Reader, bound_cache, open_imagery
 from edge_infer.ledger import COMMIT_FOOTPRINTS
 from edge_infer.machine import Machine
 from edge_infer.output import create_output
@@ -36,6 +36,7 @@ from edge_infer.plan import TileJob, plan
 from edge_infer.request import RunRequest
 from edge_infer.results import ResultRows, Results, RunInfo
 from edge_infer.sampler import sample
+from edge_infer.sizes import choose_cache_bytes, installed_memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,14 +49,14 @@ PLAIN_WINDOWS = 300
 HOUSES = {
     "suburb": 40_000,
     "county": 400,
-    "mosaic": 1_000,
-    "tiles": 10_000,
+    "mosaic": 400,
+    "tiles": 28_000,  # files of 254 pixels
     "deflate16": 5_000,
     "degrees": 5_000,
 }
 MEGABYTE = 10**6
-FOOTPRINT_BYTES = 1000
-"""Held of each footprint while a run goes on: its geometry, mostly."""
+GDAL_SHARE = 20
+"""GDAL's cache, where nobody bounds it, is one part in so many of the memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +117,7 @@ def plain_loop(job: Planned, *, sort: bool = False) -> tuple[float, float]:
 
     In the order of the footprints' file, which is none; or sorted, so that GDAL's cache serves it best.
     """
+    bound_cache(installed_memory_bytes() // GDAL_SHARE)
     rows = np.flatnonzero(job.coverage.image >= 0)
     if sort:
         block = job.coverage.boxes[rows, :2] // job.imagery.images[0].block_width
@@ -157,20 +159,19 @@ def record(benchmark: BenchmarkFixture, name: str, figures: dict[str, Any]) -> N
         Path(folder, f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("suburb", 20.0), ("county", 1.8)])
-def test_against_a_plain_loop(
-    name: str, wanted: float, tmp_path: Path, request: pytest.FixtureRequest, benchmark: BenchmarkFixture
-) -> None:
-    """In the county both decode the same blocks, so that two cores can do it at most twice as fast."""
-    job = request.getfixturevalue("suburb") if name == "suburb" else planned(name, HOUSES[name], tmp_path)
+def against_a_plain_loop(job: Planned, benchmark: BenchmarkFixture) -> dict[str, Any]:
+    """Run `job`, and the loop over its windows as they come and sorted; ratios are by footprints a second."""
     runs: list[FeedRun] = []
     benchmark.pedantic(lambda: runs.append(run(job.scene)), rounds=ROUNDS)
     plain_wall, plain_cpu = plain_loop(job)
     sorted_wall, sorted_cpu = plain_loop(job, sort=True)
-    threads, count = runs[0].summary.threads, job.scene.count
+    best = min(runs, key=lambda each: each.cpu_seconds)
+    threads, count = best.summary.threads, job.scene.count
     wall = min(each.summary.times.stream for each in runs) / count
-    cpu = min(each.cpu_seconds for each in runs) / count
-    figures: dict[str, Any] = {
+    cpu = best.cpu_seconds / count
+    statuses = best.summary.counts.statuses  # no_data: of small files some windows show less than half
+    assert statuses["ok"] + statuses.get("no_data", 0) > 0.99 * count
+    return {
         "footprints_per_second": 1 / wall,
         "plain_loop_per_second": 1 / plain_wall,
         "ratio": plain_wall / wall,
@@ -178,15 +179,25 @@ def test_against_a_plain_loop(
         "sorted_loop_per_second": 1 / sorted_wall,
         "sorted_ratio_by_processor_time": sorted_cpu / cpu * threads,
         "threads": threads,
-        "run": run_to_json(min(runs, key=lambda each: each.summary.times.stream), job.touched),
+        "run": run_to_json(best, job.touched),
     }
-    record(benchmark, f"plain-loop-{name}", figures)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("suburb", 20.0), ("county", 1.8)])
+def test_against_a_plain_loop(
+    name: str, wanted: float, tmp_path: Path, request: pytest.FixtureRequest, benchmark: BenchmarkFixture
+) -> None:
+    """In the county both decode the same blocks, so that two cores can do it at most twice as fast."""
+    job = request.getfixturevalue("suburb") if name == "suburb" else planned(name, HOUSES[name], tmp_path)
+    figures = against_a_plain_loop(job, benchmark)
+    record(benchmark, f"scene-{name}", figures)
     assert figures["run"]["decoded_to_touched"] <= 1.2
     assert figures["ratio_by_processor_time"] >= wanted
 
 
 def decode_all(job: Planned) -> None:
     """Decode each touched block once: the tiles of one reader, whose cache holds a whole row of them."""
+    bound_cache(choose_cache_bytes(threads=1, pixel_bytes=3, memory_bytes=installed_memory_bytes()))
     with Reader() as reader:
         for tile in job.jobs:
             reader.read(
@@ -269,19 +280,9 @@ def test_against_its_bound(suburb: Planned, tmp_path: Path, benchmark: Benchmark
 
 @pytest.mark.parametrize("name", ["mosaic", "tiles", "deflate16", "degrees"])
 def test_scene(name: str, tmp_path: Path, benchmark: BenchmarkFixture) -> None:
-    job = planned(name, HOUSES[name], tmp_path)
-    runs: list[FeedRun] = []
-    benchmark.pedantic(lambda: runs.append(run(job.scene)), rounds=ROUNDS)
-    plain_wall, plain_cpu = plain_loop(job)
-    best = min(runs, key=lambda each: each.cpu_seconds)
-    cpu = best.cpu_seconds / job.scene.count
-    figures = {
-        "ratio_by_processor_time": plain_cpu / cpu * best.summary.threads,
-        "plain_loop_per_second": 1 / plain_wall,
-        "run": run_to_json(best, job.touched),
-    }
+    figures = against_a_plain_loop(planned(name, HOUSES[name], tmp_path), benchmark)
     record(benchmark, f"scene-{name}", figures)
-    assert best.summary.classified_now > 0.9 * job.scene.count
+    assert figures["ratio_by_processor_time"] >= 1
 
 
 def runs_of_a_process(scene: Scene, runs: int) -> list[dict[str, Any]]:
@@ -291,14 +292,16 @@ def runs_of_a_process(scene: Scene, runs: int) -> list[dict[str, Any]]:
         *("--imagery", str(scene.imagery), "--footprints", str(scene.footprints)),
         *("--runs", str(runs), "--json", "-"),
     ]
-    environment = {**os.environ, "GDAL_CACHEMAX": "64"}  # else the small scene would not fill the cache
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
     return found
 
 
 def test_ten_times_as_many(tmp_path: Path, benchmark: BenchmarkFixture) -> None:
-    """Ten times the footprints take ten times the work; memory grows by the footprints themselves."""
+    """Ten times the footprints take ten times the work, and hardly more memory: 0.4 kB each.
+
+    The cache follows from the plan's order, and the small scene fills it, too.
+    """
     scenes = []
     for count in (10_000, 100_000):
         (tmp_path / str(count)).mkdir()
@@ -310,8 +313,16 @@ def test_ten_times_as_many(tmp_path: Path, benchmark: BenchmarkFixture) -> None:
     peaks = [min(each["peak_memory_bytes"] for each in runs) for runs in (small, large)]
     record(benchmark, "ten-times", {"ratio": ratio, "peak_bytes": peaks})
     assert ratio <= 10.5
-    grown = scenes[1].count - scenes[0].count
-    assert peaks[1] - peaks[0] <= 50 * MEGABYTE + FOOTPRINT_BYTES * grown
+    assert peaks[1] - peaks[0] <= 50 * MEGABYTE
+
+
+def test_a_million_streamed(tmp_path: Path, benchmark: BenchmarkFixture) -> None:
+    """A million houses on a hundred files, 4.4 gigapixels: some minutes to make, and some to stream."""
+    scene = make_scene(replace(KINDS["suburb"], tiles=100), 1_000_000, tmp_path)
+    found: list[dict[str, Any]] = []
+    benchmark.pedantic(lambda: found.extend(runs_of_a_process(scene, 1)), rounds=1)
+    record(benchmark, "million-streamed", {"run": found[0]})
+    assert found[0]["classified"] == scene.count
 
 
 def test_a_million_planned_and_copied(tmp_path: Path, benchmark: BenchmarkFixture) -> None:

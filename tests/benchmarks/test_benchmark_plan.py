@@ -45,7 +45,7 @@ def footprints() -> Footprints:
 
 @pytest.fixture(scope="module")
 def bounds(footprints, image) -> np.ndarray:
-    return pixel_bounds(footprints.geometries, footprints.crs, image.grid)
+    return pixel_bounds(footprints.geometries[:], footprints.crs, image.grid)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def centres(bounds: np.ndarray) -> np.ndarray:
 
 
 def test_pixel_bounds(benchmark, footprints, image):
-    benchmark.pedantic(pixel_bounds, (footprints.geometries, footprints.crs, image.grid), rounds=3)
+    benchmark.pedantic(pixel_bounds, (footprints.geometries[:], footprints.crs, image.grid), rounds=3)
 
 
 def test_metres_per_pixel(benchmark, bounds, image):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
-from edge_infer.bundle import MODEL_MEMBER
+from edge_infer.bundle import INT8_MEMBER, MODEL_MEMBER
 from edge_infer.classify import classify
 from edge_infer.engine.openvino import DEFAULT_BATCH
 from edge_infer.request import RunRequest
@@ -22,19 +23,22 @@ from edge_infer.request import RunRequest
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from edge_infer.engine import PrecisionChoice
+
 FOOTPRINTS = 640
 """In `dense_scene`."""
 ROUNDS = 3
 
 
-def run_dense(folder: Path) -> float:
+def run_dense(bundle: Path, precision: PrecisionChoice, folder: Path) -> float:
     """Images per second of `edge-infer run` while it streams."""
     summary = classify(
         RunRequest(
-            bundle=folder / "random.edgemodel",
+            bundle=bundle,
             imagery=(folder / "scene.tif",),
             footprints=folder / "houses.gpkg",
             out=folder / "out.gpkg",
+            precision=precision,
             overwrite=True,
         ),
         quiet=True,
@@ -43,13 +47,13 @@ def run_dense(folder: Path) -> float:
     return summary.footprints_per_second
 
 
-def run_benchmark_app(folder: Path) -> float:
-    """Images per second of OpenVINO's benchmark_app for as many images."""
-    with zipfile.ZipFile(folder / "random.edgemodel") as archive:
-        archive.extract(MODEL_MEMBER, folder)
+def run_benchmark_app(bundle: Path, member: str, folder: Path) -> float:
+    """Images per second of OpenVINO's benchmark_app for as many images, with the bundle's own file."""
+    with zipfile.ZipFile(bundle) as archive:
+        archive.extract(member, folder)
     done = subprocess.run(
         [
-            *(str(Path(sys.executable).with_name("benchmark_app")), "-m", str(folder / MODEL_MEMBER)),
+            *(str(Path(sys.executable).with_name("benchmark_app")), "-m", str(folder / member)),
             *("-d", "CPU", "-hint", "throughput", "-infer_precision", "f32"),
             *("-shape", f"chips[{DEFAULT_BATCH},224,224,3]", "-niter", str(FOOTPRINTS // DEFAULT_BATCH)),
         ],
@@ -62,20 +66,22 @@ def run_benchmark_app(folder: Path) -> float:
     return float(found[1])
 
 
-def test_dense_scene_against_benchmark_app(dense_scene: Path, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize(("precision", "member"), [("fp32", MODEL_MEMBER), ("int8", INT8_MEMBER)])
+def test_dense_scene_against_benchmark_app(
+    precision: PrecisionChoice, member: str, dense_scene: Path, int8_bundle: Path, benchmark: BenchmarkFixture
+) -> None:
     """The median of the ratios of neighbouring runs: a machine's mood hits both alike."""
     ratios, ours, theirs = [], [], []
 
     def turn() -> None:
-        theirs.append(run_benchmark_app(dense_scene))
-        ours.append(run_dense(dense_scene))
+        theirs.append(run_benchmark_app(int8_bundle, member, dense_scene))
+        ours.append(run_dense(int8_bundle, precision, dense_scene))
         ratios.append(ours[-1] / theirs[-1])
 
     benchmark.pedantic(turn, rounds=ROUNDS)
     benchmark.extra_info.update(images_per_second=ours, benchmark_app=theirs, ratio=float(np.median(ratios)))
-    print(
-        f"\nrun {np.round(ours, 1)} img/s, benchmark_app {np.round(theirs, 1)}, ratios {np.round(ratios, 3)}"
-    )
+    speeds = f"run {np.round(ours, 1)} img/s, benchmark_app {np.round(theirs, 1)}"
+    print(f"\n{precision}: {speeds}, ratios {np.round(ratios, 3)}")
 
 
 def test_help(benchmark: BenchmarkFixture) -> None:

@@ -309,7 +309,7 @@ class Bench:
                         footprints_per_second=summary.footprints_per_second,
                         engine_alone_images_per_second=alone,
                         share=summary.footprints_per_second / alone, pixels_read=summary.work.pixels_read,
-                        seconds=asdict(summary.times), why=summary.engine.why,
+                        seconds=asdict(summary.times), why=summary.engine and summary.engine.why,
                     )  # fmt: skip
 
 

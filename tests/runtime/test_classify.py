@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import fiona
 import numpy as np
@@ -380,10 +381,33 @@ def test_resume_of_a_finished_run_changes_nothing(
 ) -> None:
     bundle, image = make_bundle(), tmp_path / "image.tif"
     run(tmp_path, bundle, image)
-    rows = read_rows(tmp_path / "out.gpkg")
-    summary = run(tmp_path, bundle, image, resume=True)
+    before = (tmp_path / "out.gpkg").read_bytes()
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        pytest.fail("an engine is opened")
+
+    summary = classify(request(tmp_path, bundle, image, resume=True), quiet=True, opener=refuse)
     assert (summary.exit_code, summary.classified_now) == (0, 0)
-    assert read_rows(tmp_path / "out.gpkg") == rows
+    assert (summary.counts.statuses, summary.to_json()["engine"]) == ({"ok": 144}, None)
+    assert "nothing was left to do: the file is as it was" in summary.describe()
+    assert (tmp_path / "out.gpkg").read_bytes() == before
+    assert not list(tmp_path.glob("out.gpkg?*"))
+
+
+@pytest.mark.parametrize("change", ["PRAGMA journal_mode = wal", "UPDATE edge_runs SET ended = NULL"])
+def test_resume_ends_a_run_that_was_cut_off_after_its_last_row(
+    tmp_path: Path, town: list[shapely.Polygon], make_bundle: Callable[..., Path], change: str
+) -> None:
+    """All rows are done, but the file is in SQLite's log mode still, or the record has no end."""
+    bundle, image = make_bundle(), tmp_path / "image.tif"
+    run(tmp_path, bundle, image)
+    with closing(sqlite3.connect(tmp_path / "out.gpkg")) as database, database:
+        database.execute(change)
+    assert run(tmp_path, bundle, image, resume=True).classified_now == 0
+    with closing(sqlite3.connect(tmp_path / "out.gpkg")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        ends = database.execute("SELECT ended IS NOT NULL FROM edge_runs").fetchall()
+    assert ends[-1] == (1,)
 
 
 def test_resume_refuses_other_images(

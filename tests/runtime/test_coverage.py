@@ -309,7 +309,7 @@ def test_images_in_three_reference_systems(shared_data):
     source = read_footprints(joplin / "footprints/joplin.geojson")
     coverage = cover(source, imagery, contract())
     used = np.flatnonzero(coverage.image >= 0)
-    centres = shapely.centroid(shapely.box(*shapely.bounds(source.geometries).T))
+    centres = shapely.centroid(shapely.box(*shapely.bounds(source.geometries[:]).T))
     for position in used[::7]:
         grid = imagery.images[coverage.image[position]].grid
         point = centres[position]
@@ -330,7 +330,7 @@ def test_footprints_in_another_datum_land_on_the_same_pixels(shared_data, tmp_pa
     coverage = cover(source, imagery, contract())
     to_feet = Transformer.from_crs(source.crs, 26996, always_xy=True)
     moved = shapely.transform(
-        source.geometries, lambda points: np.column_stack(to_feet.transform(points[:, 0], points[:, 1]))
+        source.geometries[:], lambda points: np.column_stack(to_feet.transform(points[:, 0], points[:, 1]))
     )
     again = cover(replace(source, geometries=moved, crs=CRS(26996)), imagery, contract())
     assert np.array_equal(again.image, coverage.image)

@@ -18,8 +18,9 @@ import pytest
 import shapely
 from shapely.geometry import shape
 
+from edge_infer import footprints as footprints_module
 from edge_infer.errors import FootprintsError
-from edge_infer.footprints import Footprints, open_layer, read_field, read_footprints
+from edge_infer.footprints import EncodedGeometries, Footprints, open_layer, read_field, read_footprints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -82,7 +83,7 @@ def test_geometries_and_ids_are_those_that_fiona_reads(tmp_path, driver):
         features = list(source)
     assert footprints.fids.tolist() == [int(feature.id) for feature in features]
     assert footprints.fids.dtype == np.int64
-    for geometry, feature in zip(footprints.geometries, features, strict=True):
+    for geometry, feature in zip(footprints.geometries[:], features, strict=True):
         assert geometry.equals(shape(feature.geometry))
     assert footprints.usable.all()
     assert footprints.crs == "EPSG:4326"
@@ -96,7 +97,7 @@ def test_real_footprints_are_those_that_fiona_reads(shared_data, name):
         features = list(source)
     assert footprints.fids.tolist() == [int(feature.id) for feature in features]
     theirs = shapely.from_geojson([json.dumps(feature.geometry.__geo_interface__) for feature in features])
-    assert shapely.equals_exact(footprints.geometries, theirs, tolerance=1e-12).all()
+    assert shapely.equals_exact(footprints.geometries[:], theirs, tolerance=1e-12).all()
 
 
 def test_every_case_gives_footprints_or_a_footprints_error(shared_data):
@@ -133,7 +134,7 @@ def test_where_chooses_rows_in_every_format(tmp_path, driver):
     # Drivers other than GeoPackage find nothing where the column of the filter is not read.
     path = write(tmp_path / FORMATS[driver], driver=driver, number=np.arange(6), other=np.arange(6) * 2)
     for where in ("number >= 4", '"number" >= 4 AND other > 0', "NUMBER > 3"):
-        assert shapely.equals(read_footprints(path, where=where).geometries, SQUARES[4:]).all()
+        assert shapely.equals(read_footprints(path, where=where).geometries[:], SQUARES[4:]).all()
         assert read_field(path, "other", where=where).tolist() == [8, 10]
     assert len(read_footprints(path, where="number > 99")) == 0
 
@@ -177,21 +178,21 @@ def test_usable_means_there_valid_and_finite(tmp_path, wkt, usable):
 
 def test_geometries_that_shapely_does_not_know_are_none(shared_data):
     footprints = read_footprints(shared_data / "vector_cases/gdal-shp/multipatch.shp", crs="EPSG:4326")
-    assert footprints.geometries.tolist() == [None]
+    assert footprints.geometries[:].tolist() == [None]
     assert footprints.usable.tolist() == [False]
 
 
 def test_curves_are_read_as_lines(shared_data):
     footprints = read_footprints(shared_data / "vector_cases/pyogrio/multisurface.gpkg")
     assert footprints.usable.tolist() == [True]
-    assert footprints.geometries[0].area > 0
+    assert footprints.geometries[:1][0].area > 0
 
 
 def test_an_empty_layer_is_no_error(tmp_path):
     path = write(tmp_path / "a.gpkg", [], number=np.array([], dtype=np.int64))
     footprints = read_footprints(path)
     assert len(footprints) == 0
-    assert footprints.geometries.shape == footprints.usable.shape == footprints.fids.shape == (0,)
+    assert footprints.geometries[:].shape == footprints.usable.shape == footprints.fids.shape == (0,)
 
 
 @pytest.mark.parametrize("folder", ["", "some folder/", "a/b/"])
@@ -201,7 +202,7 @@ def test_a_zip_is_looked_into(tmp_path, folder):
         archive.writestr("__MACOSX/._a.shp", b"no shapefile")
         for suffix in (".shp", ".shx", ".dbf", ".prj"):
             archive.write((tmp_path / "a").with_suffix(suffix), f"{folder}a{suffix}")
-    assert shapely.equals(read_footprints(tmp_path / "buildings.zip").geometries, SQUARES).all()
+    assert shapely.equals(read_footprints(tmp_path / "buildings.zip").geometries[:], SQUARES).all()
 
 
 def test_a_geodatabase_in_a_zip_of_another_name_is_found(shared_data, tmp_path):
@@ -217,7 +218,7 @@ def test_gpx_needs_a_layer_and_names_them(tmp_path):
     path.write_text('<gpx version="1.1" creator="test"><wpt lat="50.5" lon="1.25"/></gpx>', encoding="utf-8")
     with pytest.raises(FootprintsError, match=r"several layers; choose one with --layer: waypoints, "):
         read_footprints(path)
-    assert read_footprints(path, layer="waypoints").geometries.tolist() == [shapely.Point(1.25, 50.5)]
+    assert read_footprints(path, layer="waypoints").geometries[:].tolist() == [shapely.Point(1.25, 50.5)]
 
 
 def test_the_only_spatial_layer_is_chosen_among_plain_tables(tmp_path):
@@ -305,3 +306,23 @@ def test_columns_of_different_length_are_refused():
     crs = pyproj.CRS("EPSG:4326")
     with pytest.raises(FootprintsError, match="one shape"):
         Footprints(np.arange(2), np.full(3, None, dtype=object), crs, np.zeros(2, dtype=bool))
+
+
+def test_geometries_become_objects_only_when_asked_for():
+    shapes = np.array([shapely.Point(0, 1), None, shapely.Point(np.nan, 2), SQUARES[0]], dtype=object)
+    wkb: Any = shapely.to_wkb(shapes)
+    wkb[0] = b"broken"
+    encoded = EncodedGeometries(wkb)
+    assert len(encoded) == 4
+    for rows in (slice(1, None), np.array([3, 1]), np.array([False, True, True, False])):
+        assert shapely.to_wkb(encoded[rows]).tolist() == wkb[rows].tolist()
+    assert encoded[:1].tolist() == [None]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_all_are_measured_piece_by_piece(monkeypatch, count):
+    monkeypatch.setattr(footprints_module, "PIECE", 3)
+    shapes = shapely.buffer(shapely.points(np.arange(count), 0), 1 + np.arange(count))
+    crs = pyproj.CRS("EPSG:4326")
+    footprints = Footprints(np.arange(count), shapes, crs, np.ones(count, dtype=bool))
+    assert footprints.measure(shapely.area).tolist() == shapely.area(shapes).tolist()

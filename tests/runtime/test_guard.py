@@ -391,8 +391,9 @@ def test_another_precision(job: RunRequest, monkeypatch: pytest.MonkeyPatch) -> 
     with closing(sqlite3.connect(job.out)) as database:
         database.execute("UPDATE edge_runs SET precision = 'int8'")
         database.commit()
-    assert "the engine ran in int8 and runs in fp32" in refusal(job)
-    assert done(job, force_resume=True).overridden == (
+    assert done(job, resume=True).engine is None  # nothing is left that it could be told by
+    assert "the engine ran in int8 and runs in fp32" in refusal(job, precision="fp32")
+    assert done(job, force_resume=True, precision="fp32").overridden == (
         "the engine ran in int8 and runs in fp32 (--precision chooses)",
     )
 

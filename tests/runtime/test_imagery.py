@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from pyproj import CRS
 from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.windows import Window
 
 from edge_infer.errors import ContractError, EdgeInferError, ImageryError, ReadError
 from edge_infer.grid import Grid
 from edge_infer.imagery import Image, Reader, Tile, open_imagery
-from edge_infer.imagery.environment import gdal_environment
+from edge_infer.imagery.environment import bound_cache, gdal_environment
 from edge_infer.imagery.header import read_header
 from edge_infer.manifest import ChipContract
 
@@ -717,3 +718,18 @@ def test_a_mosaic_with_a_source_on_the_network_stays_offline(tmp_path):
         thread.join()
         server.server_close()
     assert asked == []
+
+
+def test_the_bound_of_the_cache_outlives_those_who_read(monkeypatch):
+    before = get_gdal_config("GDAL_CACHEMAX")
+    try:
+        monkeypatch.delenv("GDAL_CACHEMAX", raising=False)
+        bound_cache(48 * 2**20)
+        with gdal_environment(), gdal_environment():
+            assert get_gdal_config("GDAL_CACHEMAX") == 48 * 2**20
+        assert get_gdal_config("GDAL_CACHEMAX") == 48 * 2**20
+        monkeypatch.setenv("GDAL_CACHEMAX", "64")
+        bound_cache(2**20)
+        assert get_gdal_config("GDAL_CACHEMAX") == 48 * 2**20
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)

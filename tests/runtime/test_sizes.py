@@ -16,21 +16,28 @@ MACHINES = {"cores": st.integers(1, 256), "memory_bytes": st.integers(GIGABYTE /
 
 
 @pytest.mark.parametrize(
-    ("engine", "cores", "gigabytes", "wanted", "cache_megabytes"),
+    ("engine", "cores", "gigabytes", "pixel_bytes", "wanted", "cache_megabytes"),
     [
-        ("tensorrt", 6, 7.4, (6, 4_194_304), 384),  # Jetson Orin Nano
-        ("openvino", 2, 23, (2, 4_194_304), 256),
-        ("openvino", 4, 1, (4, 1_048_576), 64),  # a Raspberry Pi
-        ("tensorrt", 64, 512, (16, 4_194_304), 1024),
+        ("tensorrt", 6, 7.4, 3, (6, 4_194_304), 360),  # Jetson Orin Nano
+        ("openvino", 2, 23, 3, (2, 4_194_304), 120),
+        ("openvino", 2, 23, 8, (2, 4_194_304), 320),
+        ("openvino", 4, 1, 3, (4, 1_048_576), 64),  # a Raspberry Pi
+        ("tensorrt", 64, 512, 3, (16, 4_194_304), 960),
     ],
 )
 def test_machines(
-    engine: str, cores: int, gigabytes: float, wanted: tuple[int, int], cache_megabytes: int
+    engine: str,
+    cores: int,
+    gigabytes: float,
+    pixel_bytes: int,
+    wanted: tuple[int, int],
+    cache_megabytes: int,
 ) -> None:
     memory = int(gigabytes * GIGABYTE)
     chosen = choose_sizes(engine, cores=cores, memory_bytes=memory)
     assert (chosen.threads, chosen.tile_pixels) == wanted
-    assert choose_cache_bytes(cores=cores, memory_bytes=memory) == cache_megabytes * 2**20
+    cache = choose_cache_bytes(threads=chosen.threads, pixel_bytes=pixel_bytes, memory_bytes=memory)
+    assert cache == cache_megabytes * 2**20
 
 
 @given(engine=st.sampled_from(sorted(sizes.MOST_READERS)), **MACHINES)
@@ -39,8 +46,10 @@ def test_more_of_a_machine_never_means_less(engine: str, cores: int, memory_byte
     assert 1 <= chosen.threads <= cores
     wider = choose_sizes(engine, cores=cores, memory_bytes=2 * memory_bytes)
     assert wider.tile_pixels >= chosen.tile_pixels
-    cache = choose_cache_bytes(cores=cores, memory_bytes=memory_bytes)
-    assert cache <= choose_cache_bytes(cores=cores + 1, memory_bytes=2 * memory_bytes)
+    cache = choose_cache_bytes(threads=chosen.threads, pixel_bytes=3, memory_bytes=memory_bytes)
+    assert cache <= choose_cache_bytes(
+        threads=chosen.threads + 1, pixel_bytes=4, memory_bytes=2 * memory_bytes
+    )
     assert cache <= max(sizes.LEAST_CACHE_BYTES, memory_bytes / 16)
 
 

@@ -152,6 +152,8 @@ def _arm(strike: dict[str, Any]) -> None:
             if strike["signal"] != signal.SIGALRM:
                 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), strike["signal"]))
             signal.setitimer(signal.ITIMER_REAL, strike["seconds"])
+        elif not strike["signal"]:
+            time.sleep(0.02)  # none at all: it only holds this point up
         else:
             before = signal.getsignal(strike["signal"])
             os.kill(os.getpid(), strike["signal"])
