@@ -35,6 +35,11 @@ import click
     help="Judge on this area only: a place's name, west,south,east,north in degrees, or a file of polygons.",
 )
 @click.option(
+    "--side",
+    type=click.Choice(["validation", "test"]),
+    help="Judge on those of the chips only that lay on this side of the model's training.",
+)
+@click.option(
     "--engine",
     type=click.Choice(["auto", "tensorrt", "openvino"]),
     default="auto",
@@ -46,7 +51,7 @@ import click
     type=click.Choice(["auto", "int8", "fp16", "fp32"]),
     default="auto",
     show_default=True,
-    help="Number format of the model; auto takes INT8 where the bundle has it.",
+    help="Number format of the model; auto takes INT8 where it passed its gate.",
 )
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Chips in one batch. [default: the engine's choice]"

@@ -14,6 +14,7 @@ NETWORKS = {
     "resnet34": ((3, 4, 6, 3), 64),
     "resnet18": ((2, 2, 2, 2), 64),
     "resnet18-narrow": ((2, 2, 2, 2), 32),
+    "resnet10-narrow": ((1, 1, 1, 1), 16),
 }
 """Blocks and width by name. Published weights exist for the first two."""
 
@@ -69,7 +70,8 @@ NETWORKS = {
     type=click.IntRange(0),
     default=5,
     show_default=True,
-    help="Stop after so many late epochs without gain on the validation side; 0: never.",
+    help="Stop after so many epochs of the last third without gain on the validation side; 0: never. "
+    "With 5, a training of 18 epochs or fewer always runs to its end.",
 )
 @click.option(
     "--average-epochs",
@@ -96,6 +98,11 @@ NETWORKS = {
     default=0.0,
     show_default=True,
     help="Share that is held out to judge on, likewise.",
+)
+@click.option(
+    "--block-metres",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Side of those blocks. [default: 8 windows, or 4 or 2 where a side would lack a class]",
 )
 @click.option("--val-event", "validation_events", multiple=True, help="Event to choose by; may be repeated.")
 @click.option(

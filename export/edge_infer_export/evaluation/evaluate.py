@@ -9,12 +9,11 @@ from __future__ import annotations
 import shutil
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_infer.bundle import EVALUATION_MEMBER, open_bundle
+from edge_infer.bundle import EVALUATION_MEMBER, SIDES_MEMBER, open_bundle
 from edge_infer.engine.choose import open_engine
 from edge_infer.errors import ContractError, OutputError, Refused
 from edge_infer_export.chips.dataset import read_chips, refuse_folder
@@ -27,20 +26,25 @@ from edge_infer_export.evaluation.figures import (
     Finding,
     evaluate,
 )
-from edge_infer_export.evaluation.judge import gather
+from edge_infer_export.evaluation.judge import gather, unplaced
 from edge_infer_export.evaluation.look import look, name_files
 from edge_infer_export.evaluation.report import write_report
 from edge_infer_export.evaluation.shortcut import Probe, compare
+from edge_infer_export.evaluation.sides import SIDES, Sides
 from edge_infer_export.evaluation.thresholds import Thresholds, read_thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from edge_infer.bundle import Bundle
     from edge_infer.engine import EngineChoice, PrecisionChoice
     from edge_infer.manifest import ChipContract
     from edge_infer_export.chips.dataset import Chips
     from edge_infer_export.evaluation.look import Seen
+    from edge_infer_export.evaluation.sides import Side
 
     Say = Callable[[str], None]
 
@@ -64,6 +68,8 @@ class EvaluateRequest:
     """Judge on these events (and areas) only; all chips where neither is named."""
     areas: tuple[str, ...] = ()
     """Places, boxes or files of polygons, as `train --test-area` takes them."""
+    side: Side | None = None
+    """Judge on the chips only that lay on this side of the model's training; None: on all."""
     engine: EngineChoice = "auto"
     precision: PrecisionChoice = "auto"
     batch: int | None = None
@@ -88,12 +94,21 @@ def evaluate_bundle(request: EvaluateRequest, *, say: Say = lambda _: None) -> E
 
     """
     if request.out is not None:
-        refuse_folder(request.out.absolute(), marker=EVALUATION_FILE, overwrite=request.overwrite)
+        if (request.out / "train.json").exists():
+            raise OutputError(
+                f"{request.out} holds a training run, which is not replaced; name another folder"
+            )
+        refuse_folder(
+            request.out.absolute(),
+            marker=EVALUATION_FILE,
+            keys=("model", "runs_on", "calibration"),
+            overwrite=request.overwrite,
+        )
     bundle = open_bundle(request.bundle)
     chips = read_chips(request.chips)
     _require_contract(bundle, chips.contract)
-    if request.events or request.areas:
-        chips = chips.take(np.flatnonzero(named_chips(chips, "asked for", request.events, request.areas)))
+    sides = _sides(bundle)
+    chips = _asked_for(bundle, chips, sides, request)
     chips = _in_classes_of(bundle, chips, request)
     with closing(
         open_engine(bundle, engine=request.engine, precision=request.precision, batch=request.batch)
@@ -102,7 +117,8 @@ def evaluate_bundle(request: EvaluateRequest, *, say: Say = lambda _: None) -> E
         runs_on = {
             name: getattr(engine.facts, name) for name in ("name", "version", "precision", "device", "batch")
         }
-    evaluation = _judge(bundle, chips, seen, runs_on, request)
+    on_side = None if sides is None else sides.find(chips)[seen.rows]
+    evaluation = _judge(bundle, chips, seen, on_side, runs_on, request)
     if request.out is not None:
         _write(request.out.absolute(), evaluation, chips, bundle)
     return evaluation
@@ -122,6 +138,37 @@ def _require_contract(bundle: Bundle, found: ChipContract) -> None:
         raise ContractError(
             f"the chips do not fit {bundle.path.name}: {differences}; cut them as the model wants them"
         )
+
+
+def _sides(bundle: Bundle) -> Sides | None:
+    """Read which chips lay on which side of the training, where the bundle tells."""
+    if SIDES_MEMBER not in bundle.members:
+        return None
+    return Sides.from_bytes(bundle.read(SIDES_MEMBER), bundle.path)
+
+
+def _asked_for(bundle: Bundle, chips: Chips, sides: Sides | None, request: EvaluateRequest) -> Chips:
+    """Take the chips of the events, areas and side that were asked for."""
+    if request.events or request.areas:
+        lost = ~(np.isfinite(chips.longitude) & np.isfinite(chips.latitude))
+        unnamed = [area for area in request.areas if not np.any(chips.place == area)]
+        if unnamed and lost.any():
+            raise Refused(
+                f"{int(lost.sum()):,} of {len(chips):,} chips have no place on the ground, so nobody knows "
+                f"which lie in {unnamed[0]!r}; name events, or areas by the names that the chips have"
+            )
+        chips = chips.take(np.flatnonzero(named_chips(chips, "asked for", request.events, request.areas)))
+    if request.side is None:
+        return chips
+    if sides is None:
+        raise Refused(f"{bundle.path} does not tell which chips it was trained on; train and export again")
+    rows = np.flatnonzero(sides.find(chips) == SIDES.index(request.side))
+    if len(rows) == 0:
+        raise Refused(
+            f"none of {len(chips):,} chips lay on the {request.side} side of the training of "
+            f"{bundle.path.name}; hand in the chips it was trained with, or leave --side out"
+        )
+    return chips.take(rows)
 
 
 def _in_classes_of(bundle: Bundle, chips: Chips, request: EvaluateRequest) -> Chips:
@@ -167,7 +214,12 @@ def _in_classes_of(bundle: Bundle, chips: Chips, request: EvaluateRequest) -> Ch
 
 
 def _judge(
-    bundle: Bundle, chips: Chips, seen: Seen, runs_on: Mapping[str, Any], request: EvaluateRequest
+    bundle: Bundle,
+    chips: Chips,
+    seen: Seen,
+    on_side: NDArray[np.int64] | None,
+    runs_on: Mapping[str, Any],
+    request: EvaluateRequest,
 ) -> Evaluation:
     manifest = bundle.manifest
     stored = bundle.read_json(EVALUATION_MEMBER) if EVALUATION_MEMBER in bundle.members else {}
@@ -191,7 +243,7 @@ def _judge(
         judged,
         manifest.classes,
         model=manifest.name,
-        side="chips",
+        side="test" if on_side is not None and (on_side == SIDES.index("test")).all() else "chips",
         temperature=manifest.temperature,
         thresholds=thresholds,
         split={},
@@ -206,9 +258,9 @@ def _judge(
             "chips": [str(folder) for folder in request.chips],
         },
         notes=[
-            *_notes(
-                bundle, (*chips.unreadable, *seen.unreadable), len(chips) + len(chips.unreadable), request
-            ),
+            *_left_out((*chips.unreadable, *seen.unreadable), len(chips) + len(chips.unreadable)),
+            *_trained_on(on_side),
+            *unplaced(chips, seen.rows),
             *_earlier(stored),
         ],
     )
@@ -234,41 +286,37 @@ def _brought(
     return thresholds, probe
 
 
-def _notes(
-    bundle: Bundle, left_out: tuple[tuple[str, str], ...], total: int, request: EvaluateRequest
-) -> list[Finding]:
-    notes: list[Finding] = []
-    if left_out:
-        notes.append(
-            Finding("caution", f"{len(left_out):,} of {total:,} chips were left out: {name_files(left_out)}.")
+def _left_out(left_out: tuple[tuple[str, str], ...], total: int) -> list[Finding]:
+    if not left_out:
+        return []
+    words = f"{len(left_out):,} of {total:,} chips were left out: {name_files(left_out)}."
+    return [Finding("caution", words)]
+
+
+def _trained_on(on_side: NDArray[np.int64] | None) -> list[Finding]:
+    """Say how many of the chips had a part in the training."""
+    if on_side is None:
+        words = (
+            "The bundle does not tell its chips: nothing is known of whether the model was trained on them."
         )
-    if _trained_on(bundle, request):
-        notes.append(
+        return [Finding("caution", words)]
+    total = len(on_side)
+    trained, chosen, tested = (int((on_side == side).sum()) for side in range(len(SIDES)))
+    found = []
+    if trained:
+        found.append(
             Finding(
                 "alarm",
-                "The model was trained on a folder of these chips: the figures flatter. Name the events or "
-                "areas that were held out for the test.",
+                f"The model was trained at the places of {trained:,} of these {total:,} chips: the figures "
+                "flatter. Judge on --side test, or on events or areas that were held out.",
             )
         )
-    return notes
-
-
-def _trained_on(bundle: Bundle, request: EvaluateRequest) -> bool:
-    """Whether the bundle says that these chips were trained on: a folder of them, and nothing held out."""
-    training = bundle.manifest.facts.get("training")
-    values = training if isinstance(training, dict) else {}
-    try:
-        folders = {str(Path(str(folder)).absolute()) for folder in values["chips"]}
-    except (KeyError, TypeError):  # made by something else: nothing is known of its training
-        return False
-    try:
-        split = values["options"]["split"]
-        held_out = {*split["test_events"], *split["test_areas"]}
-    except (KeyError, TypeError):
-        held_out = set()
-    named = {*request.events, *request.areas}
-    seen = folders & {str(folder.absolute()) for folder in request.chips}
-    return bool(seen) and not (named and named <= held_out)
+    if chosen:
+        words = f"{chosen:,} of these {total:,} chips chose the epoch, the temperature and the thresholds."
+        found.append(Finding("caution", words))
+    if not (trained or chosen) and tested < total:
+        found.append(Finding("note", "At none of these places was the model trained."))
+    return found
 
 
 def _earlier(stored: Mapping[str, Any]) -> list[Finding]:

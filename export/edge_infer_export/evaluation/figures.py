@@ -7,7 +7,7 @@ Pure arithmetic over arrays. `Evaluation.to_json` is the `evaluation.json` of a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -213,7 +213,7 @@ class Evaluation:
             "findings": [finding.to_json() for finding in self.findings],
             "methods": {
                 "confidence": CONFIDENCE,
-                "shares": "Wilson's interval, chips divided by the design effect of the blocks",
+                "shares": "Wilson's interval, chips divided by the design effect of the blocks; Student's t",
                 "f1": f"percentile bootstrap over blocks, {RESAMPLES} draws",
                 "calibration_error": "10 equally wide bins of the highest probability",
             },
@@ -249,7 +249,7 @@ def evaluate(
         shortcut: the model beside the shortcut probe.
         probe: the probe itself, to travel with the figures.
         runs_on: what ran the model, where that was a bundle.
-        notes: further findings, put last.
+        notes: further findings, put last among those of their level; the gravest come first.
         seed: of the bootstraps.
 
     Raises:
@@ -291,7 +291,12 @@ def evaluate(
         shortcut=shortcut,
         probe=probe,
         split=split,
-        findings=(*_findings(side, split, overall, per_class, shortcut), *notes),
+        findings=tuple(
+            sorted(
+                (*_findings(side, split, overall, per_class, shortcut), *notes),
+                key=lambda finding: get_args(Level).index(finding.level),
+            )
+        ),
         runs_on=runs_on or {},
     )
 

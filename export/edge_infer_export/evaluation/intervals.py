@@ -5,8 +5,8 @@ chips of ten blocks say less than a thousand chips of a thousand. Both kinds of 
 
 - shares (precision, recall, accuracy): Wilson's interval (Wilson 1927, Probable Inference, the Law of
   Succession, and Statistical Inference, J. Am. Stat. Assoc. 22, 209-212), with the number of chips divided by
-  the design effect of the blocks (Kish 1965, Survey Sampling, 5.4; Korn and Graubard 1998, Survey Methodology
-  24, 193-201)
+  the design effect of the blocks (Kish 1965, Survey Sampling, 5.4) and by what few blocks cost (Korn and
+  Graubard 1998, Survey Methodology 24, 193-201)
 - anything else (F1, macro-F1, differences): percentile bootstrap over whole blocks (Efron and Tibshirani
   1993, An Introduction to the Bootstrap, chapter 13; over groups: Field and Welsh 2007, J. R. Stat. Soc. B
   69, 369-390; why blocks of ground: Roberts et al. 2017, https://doi.org/10.1111/ecog.02881)
@@ -78,7 +78,8 @@ def design_effect(right: NDArray[np.int64], total: NDArray[np.int64]) -> float:
     """How many times wider than for independent chips the variance of a share is, at least 1.
 
     The variance between blocks by linearisation of a ratio (Cochran 1977, Sampling Techniques, 6.3), over
-    that of independent chips. It is 1 where nothing varies (all right, all wrong) or there is one block only.
+    that of independent chips. It cannot be told where nothing varies (all right, all wrong) or there is one
+    block only, and is 1 there.
 
     Args:
         right: int64, (P,): chips of each block that are right.
@@ -100,6 +101,11 @@ def design_effect(right: NDArray[np.int64], total: NDArray[np.int64]) -> float:
 def share_over_blocks(right: NDArray[np.bool_], blocks: NDArray[np.int64]) -> Estimate:
     """Estimate the share of chips that are right.
 
+    One block gives no interval: it cannot tell how blocks differ. Where all chips are right, or none, each
+    block counts as one chip, for nothing is seen of how alike the chips of a block are. Otherwise the design
+    effect is itself an estimate from so many blocks, for which Student's distribution has wider ends than the
+    normal one (Korn and Graubard 1998).
+
     Args:
         right: bool, (n,).
         blocks: int64, (n,): the block of each chip, numbers from 0.
@@ -107,7 +113,19 @@ def share_over_blocks(right: NDArray[np.bool_], blocks: NDArray[np.int64]) -> Es
     """
     total = np.bincount(blocks)
     hits = np.bincount(blocks, right).astype(np.int64)
-    return wilson(int(hits.sum()), int(total.sum()), design_effect(hits, total))
+    count, chips, found = int((total > 0).sum()), int(total.sum()), int(hits.sum())
+    if count < 2:
+        return Estimate(found / chips) if chips else NOTHING
+    if found in (0, chips):
+        return wilson(found, chips, chips / count)
+    return wilson(found, chips, design_effect(hits, total) * (_student(count - 1) / _Z) ** 2)
+
+
+def _student(freedom: int) -> float:
+    """Of Student's distribution with so many degrees of freedom, 97.5 % lie below it."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def matrices_by_block(

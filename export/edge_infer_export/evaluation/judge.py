@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_infer_export.chips.split import ground_blocks
-from edge_infer_export.evaluation.figures import Evaluation, Finding, Judged, evaluate
+from edge_infer_export.evaluation.figures import FEW_CHIPS, Evaluation, Finding, Judged, evaluate
+from edge_infer_export.evaluation.intervals import wilson
 from edge_infer_export.evaluation.scores import fit_temperature, softmax
 from edge_infer_export.evaluation.shortcut import compare, features, fit_probe
 from edge_infer_export.evaluation.thresholds import choose_thresholds
@@ -36,7 +37,9 @@ def gather(chips: Chips, rows: NDArray[np.int64], logits: NDArray[np.floating[An
     placed = np.isfinite(chips.longitude) & np.isfinite(chips.latitude)
     if placed.any():
         block_metres = WINDOWS_A_BLOCK * float(np.median(chips.ground_metres))
-        blocks[placed] = len(chips) + ground_blocks(chips, block_metres)[placed]
+        blocks[placed] = len(chips) + ground_blocks(
+            chips.longitude[placed], chips.latitude[placed], block_metres
+        )
     _, dense = np.unique(blocks[rows], return_inverse=True)
     return Judged(
         rows=rows,
@@ -108,7 +111,7 @@ def evaluate_training(
         split=split.to_json(chips),
         shortcut=shortcut,
         probe=probe,
-        notes=_notes(chips, split, judged),
+        notes=[*_notes(chips, split, judged), *_few_to_fit(chips, split)],
         seed=seed,
     )
 
@@ -116,6 +119,7 @@ def evaluate_training(
 def _notes(chips: Chips, split: Split, judged: Judged) -> list[Finding]:
     """Say what the chips themselves give reason to say."""
     notes = [Finding("caution", f"{warning[0].upper()}{warning[1:]}.") for warning in chips.warnings()]
+    notes += unplaced(chips, judged.rows)
     here = {name for name in judged.events.tolist() if name}
     if split.kind != "random" and not (here and here.isdisjoint(chips.event[split.training].tolist())):
         whence = "of an event that was trained on" if here else "of no event that was named"
@@ -127,3 +131,33 @@ def _notes(chips: Chips, split: Split, judged: Judged) -> list[Finding]:
             )
         )
     return notes
+
+
+def unplaced(chips: Chips, rows: NDArray[np.int64]) -> list[Finding]:
+    """Say how many of the chips at `rows`, int64 (n,), have no place, if any."""
+    placed = np.isfinite(chips.longitude[rows]) & np.isfinite(chips.latitude[rows])
+    if placed.all():
+        return []
+    return [
+        Finding(
+            "caution",
+            f"{int((~placed).sum()):,} of {len(rows):,} chips have no place on the ground: each counts as a "
+            "block of its own, so the intervals may be far too narrow.",
+        )
+    ]
+
+
+def _few_to_fit(chips: Chips, split: Split) -> list[Finding]:
+    """Say where the validation side is too small for what is fitted on it."""
+    name, least = min(chips.counts(split.validation).items(), key=lambda entry: entry[1])
+    if least >= FEW_CHIPS:
+        return []
+    spare = wilson(least, least).low
+    example = "" if spare is None else f": were all of them right, the true share might still be {spare:.0%}"
+    return [
+        Finding(
+            "caution",
+            f"Temperature and thresholds were fitted on {len(split.validation):,} validation chips, "
+            f"{least:,} of them {name}{example}. Do not rely on what the thresholds promise.",
+        )
+    ]

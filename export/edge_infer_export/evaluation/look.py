@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_infer.engine.stream import keep_full
 from edge_infer.errors import Refused
-from edge_infer.ring import BatchSlot
 from edge_infer_export.chips.pictures import UnreadableChip
 from edge_infer_export.evaluation.shortcut import features
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_infer.engine import Engine
+    from edge_infer.ring import BatchSlot
     from edge_infer_export.chips.dataset import Chips
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -53,24 +54,15 @@ def look(engine: Engine, chips: Chips, say: Callable[[str], None]) -> Seen:
         Refused: none of them can be read.
 
     """
-    batch, shape = engine.facts.batch, chips.contract.chip_shape
-    free = [BatchSlot.allocate(batch, shape, engine.memory) for _ in range(engine.depth + 1)]
     rows, probabilities, described = [], [], []
     unreadable: list[tuple[str, str]] = []
-
-    def collect() -> None:
-        slot, found = engine.collect()
-        rows.append(slot.rows[: slot.count].copy())
-        probabilities.append(found)
-        free.append(slot)
-
+    left = iter(range(len(chips)))
     started = said = time.monotonic()
-    for start in range(0, len(chips), batch):
-        if not free:
-            collect()
-        slot = free.pop()
+
+    def fill(slot: BatchSlot) -> bool:
+        nonlocal said
         slot.count = 0
-        for row in range(start, min(start + batch, len(chips))):
+        for row in left:
             try:
                 slot.chips[slot.count] = chips.read(np.array([row]))[0]
             except UnreadableChip as error:
@@ -78,19 +70,20 @@ def look(engine: Engine, chips: Chips, say: Callable[[str], None]) -> Seen:
                 continue
             slot.rows[slot.count] = row
             slot.count += 1
+            if slot.count == slot.size:
+                break
         if slot.count == 0:
-            free.append(slot)
-            continue
+            return False
         described.append(features(slot.chips[: slot.count]))
-        if engine.in_flight == engine.depth:
-            collect()
-        engine.submit(slot)
         if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
             said = time.monotonic()
-            done = start + batch
+            done = int(slot.rows[slot.count - 1]) + 1
             say(f"{done:,} of {len(chips):,} chips, {done / (said - started):,.0f}/s")
-    while engine.in_flight:
-        collect()
+        return True
+
+    for slot, found in keep_full(engine, chips.contract.chip_shape, fill):
+        rows.append(slot.rows[: slot.count].copy())
+        probabilities.append(found)
     if not rows:
         raise Refused(f"none of {len(chips):,} chips can be read; {name_files(unreadable)}")
     return Seen(

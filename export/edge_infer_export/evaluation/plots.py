@@ -98,7 +98,7 @@ def draw_curves(path: Path, evaluation: Evaluation, colors: Sequence[str]) -> No
             recall,
             precision,
             color=colors[k],
-            drawstyle="steps-pre",
+            drawstyle="steps-post",
             label=f"{name}: area {figures.average_precision:.3f}",
         )
     receiver.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":", label="guessing")

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 TEMPERATURES = (0.05, 20.0)
@@ -31,48 +29,6 @@ def confusion_matrix(
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (targets, predictions), 1)
     return matrix
-
-
-def score(
-    probabilities: NDArray[np.float64], targets: NDArray[np.int64], classes: Sequence[str]
-) -> dict[str, Any]:
-    """Judge predictions; a figure that would divide by zero is None.
-
-    Args:
-        probabilities: (n, K).
-        targets: (n,).
-        classes: the K names.
-
-    Returns:
-        JSON values: chips, accuracy, macro_f1, negative_log_likelihood, calibration_error, precision, recall
-        and f1 of each class, and the confusion matrix (rows are true classes).
-
-    """
-    matrix = confusion_matrix(targets, probabilities.argmax(axis=1), len(classes))
-    right, true, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    f1 = [_share(2 * r, t + p) for r, t, p in zip(right, true, predicted, strict=True)]
-    likelihood = np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)
-    return {
-        "chips": len(targets),
-        "accuracy": _share(right.sum(), matrix.sum()),
-        "macro_f1": None if None in f1 else float(np.mean([v for v in f1 if v is not None])),
-        "negative_log_likelihood": float(-np.log(likelihood).mean()) if len(targets) else None,
-        "calibration_error": calibration_error(probabilities, targets),
-        "per_class": {
-            name: {
-                "chips": int(true[k]),
-                "precision": _share(right[k], predicted[k]),
-                "recall": _share(right[k], true[k]),
-                "f1": f1[k],
-            }
-            for k, name in enumerate(classes)
-        },
-        "confusion": matrix.tolist(),
-    }
-
-
-def _share(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
 
 
 BINS = 10

@@ -167,8 +167,8 @@ def compare(
     """Hold the network's predictions against the probe's.
 
     The verdict is `close` unless the network leads by more than `CLOSE` at the lower end of the interval;
-    `partial` where the probe reaches `MUCH` of what the network gains over guessing; else `far`. A class
-    without chips is left out of the means.
+    `partial` where the probe reaches `MUCH` of what the network gains over guessing, or where there is no
+    interval; else `far`. A class without chips is left out of the means.
 
     Args:
         targets: int64, (n,), n above 0.
@@ -189,13 +189,13 @@ def compare(
     present = len(np.unique(targets))
     gained = float(values[0]) - 1 / present
     explained = (float(values[1]) - 1 / present) / gained if gained > 0 else math.inf
-    # One block alone gives no interval: then the lead itself has to do.
-    least = lead.value if lead.low is None else lead.low
-    if least is None or least < CLOSE:
+    # One block alone gives no interval: then the lead itself has to do, and shows less.
+    least = float(values[0] - values[1]) if lead.low is None else lead.low
+    if least < CLOSE:
         verdict: Verdict = "close"
     else:
-        verdict = "partial" if explained >= MUCH else "far"
-    return Comparison(model, probe, lead, verdict, _words(verdict, model, probe, least, explained))
+        verdict = "partial" if explained >= MUCH or lead.low is None else "far"
+    return Comparison(model, probe, lead, verdict, _words(verdict, model, probe, lead, explained))
 
 
 def _mean_recall(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -206,23 +206,28 @@ def _mean_recall(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.where(there, recall, 0).sum(axis=-1) / there.sum(axis=-1), np.float64)
 
 
-def _words(verdict: Verdict, model: Estimate, probe: Estimate, least: float | None, explained: float) -> str:
+def _words(verdict: Verdict, model: Estimate, probe: Estimate, lead: Estimate, explained: float) -> str:
     assert model.value is not None
     assert probe.value is not None
+    assert lead.value is not None
     figures = (
         f"brightness, colour and sharpness alone reach a mean recall of {probe.value:.1%}, "
         f"the model {model.value:.1%}"
     )
+    where = "there is no interval"
+    if lead.low is not None:
+        where = f"{100 * lead.low:+.1f} at the lower end of its interval"
     if verdict == "close":
-        lead = "unknown" if least is None else f"{100 * least:+.1f} points"
         return (
-            f"{figures}; at the lower end of its interval the lead is {lead}. It is not shown that the model "
+            f"{figures}; its lead is {100 * lead.value:+.1f} points, {where}. It is not shown that the model "
             "looks at the buildings at all: check that the classes do not differ by date, sensor or "
             "compression"
         )
-    if verdict == "partial":
-        return (
-            f"{figures}. {min(explained, 1):.0%} of what the model gains over guessing can be had without "
-            "looking at the buildings: judge it on another event before trusting it"
-        )
-    return f"{figures}: the classes cannot be told apart that way"
+    shared = (
+        f"{min(max(explained, 0), 1):.0%} of what the model gains over guessing can be had without looking "
+        "at the buildings"
+    )
+    if verdict == "far":
+        return f"{figures}: {shared}"
+    unsure = "" if lead.low is not None else f", and for its lead {where}"
+    return f"{figures}. {shared}{unsure}: judge it on another event before trusting it"

@@ -6,6 +6,7 @@ A run folder holds
     train.json        name, classes, contract, normalisation, facts (see `Run`)
     evaluation.json   how the network fared on chips that it was not trained on (see `evaluation`)
     golden.npy        uint8 (n, S, S, C), chips that were not trained on
+    sides.npy         which chips lay on which side (see `sides`); may be missing
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ from edge_infer.bundle import (
     GOLDEN_CHIPS_MEMBER,
     GOLDEN_EXPECTED_MEMBER,
     MODEL_MEMBER,
+    SIDES_MEMBER,
     Bundle,
     write_bundle,
 )
 from edge_infer.errors import OutputError, Refused
 from edge_infer.manifest import ChipContract, Manifest
 from edge_infer_export.evaluation.figures import EVALUATION_FILE, EVALUATION_FORMAT
+from edge_infer_export.evaluation.sides import SIDES_FILE, Sides
 from edge_infer_export.evaluation.thresholds import read_thresholds
 from edge_infer_export.network.graph import Classifier, export_graph
 from edge_infer_export.network.half import compare_half, half_graph
 from edge_infer_export.network.parity import measure
 from edge_infer_export.network.resnet import ResNet
+from edge_infer_export.network.weights import load_state
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,6 +61,8 @@ class Run:
     """What evaluation.json holds."""
     golden_chips: npt.NDArray[np.uint8]
     """Shape (n, S, S, C)."""
+    sides: Sides | None
+    """None where the run does not tell."""
 
 
 def export_bundle(
@@ -102,6 +108,7 @@ def export_bundle(
             MODEL_MEMBER: model_onnx,
             **({FP16_MEMBER: half_onnx} if half.passed else {}),
             EVALUATION_MEMBER: json.dumps(trained.evaluation, indent=1).encode() + b"\n",
+            **({} if trained.sides is None else {SIDES_MEMBER: trained.sides.to_bytes()}),
             GOLDEN_CHIPS_MEMBER: _to_npy(trained.golden_chips),
             GOLDEN_EXPECTED_MEMBER: _to_npy(expected),
         },
@@ -158,12 +165,14 @@ def read_run(folder: Path, *, name: str | None = None) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused(f"{path} is incomplete or malformed: {error!r}; train again") from error
     _load_weights(network, folder / "model.pt")
+    sides = folder / SIDES_FILE
     evaluation, thresholds = _read_evaluation(folder / EVALUATION_FILE, manifest.classes)
     return Run(
         manifest=replace(manifest, facts={**manifest.facts, "thresholds": thresholds}),
         network=network,
         evaluation=evaluation,
         golden_chips=_read_golden_chips(folder / "golden.npy", contract),
+        sides=Sides.from_bytes(_read(sides), folder) if sides.exists() else None,
     )
 
 
@@ -193,13 +202,8 @@ def _architecture_name(blocks: tuple[int, ...], width: int) -> str:
 
 
 def _load_weights(network: ResNet, path: Path) -> None:
-    content = io.BytesIO(_read(path))
-    try:
-        state = torch.load(content, map_location="cpu", weights_only=True)
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    except Exception as error:  # damaged files make PyTorch raise almost anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise Refused(f"{path} is no state dict, or a damaged one ({reason[0]}); train again") from error
+    state = load_state(path, "the model.pt that `edge-infer train` wrote; train again")
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):

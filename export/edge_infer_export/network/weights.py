@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LAST_LAYER = "fc."
 """Names of the last layer's weights begin so; it belongs to the classes."""
 
+_COUNTER = ".num_batches_tracked"
+"""Names of the batches that batch normalisation has seen end so."""
+
 
 def load_tensors(path: Path, wanted: str) -> object:
     """Load what `torch.save` wrote, tensors and plain values only; no code in it is ever run.
@@ -33,15 +36,33 @@ def load_tensors(path: Path, wanted: str) -> object:
 
     """
     try:
-        damaged = _damaged_member(path)
-        loaded: object = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()  # PyTorch raises OSError for a file that is cut off, too
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror or error}); wanted {wanted}") from error
+    try:
+        damaged = _damaged_member(path)
+        loaded: object = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make PyTorch raise almost anything
         raise Refused(f"{path} is damaged or something else; wanted {wanted}") from error
     if damaged:
         raise Refused(f"{path} is damaged (checksum of {damaged}); wanted {wanted}")
     return loaded
+
+
+def save_tensors(values: object, path: Path) -> None:
+    """Write tensors and plain values as `torch.save` does; `OSError` where the disk is full or refuses."""
+    try:
+        torch.save(values, path)
+    except RuntimeError as error:  # so PyTorch's writer reports a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def load_state(path: Path, wanted: str) -> dict[str, Tensor]:
+    """Load a state dict; arguments and errors as of `load_tensors`."""
+    state = load_tensors(path, wanted)
+    if not (isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())):
+        raise Refused(f"{path} is no state dict of tensors; wanted {wanted}")
+    return state
 
 
 def _damaged_member(path: Path) -> str | None:
@@ -76,11 +97,14 @@ def start_network(
 
 
 def _load_weights(network: ResNet, path: Path) -> str:
-    state = load_tensors(path, "the state dict of a ResNet")
-    if not (isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())):
-        raise Refused(f"{path} is no state dict of tensors; wanted the weights of a ResNet")
+    state = load_state(path, "the state dict of a ResNet")
     own = network.state_dict()
-    body = [name for name in own if not name.startswith(LAST_LAYER)]
+    # Files from before PyTorch 0.4.1 lack the counters of batch normalisation, which decide nothing here.
+    body = [
+        name
+        for name in own
+        if not name.startswith(LAST_LAYER) and (name in state or not name.endswith(_COUNTER))
+    ]
     for name in body:
         found = tuple(state[name].shape) if name in state else "none"
         if found != tuple(own[name].shape):

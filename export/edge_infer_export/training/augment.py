@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -79,10 +79,6 @@ class Augmentation:
         low, high = self.jpeg_quality
         if not 1 <= low <= high <= 100:
             raise Refused(f"augmentation: JPEG quality lies in 1..100, got {low}..{high}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 def augment(chip: Chip, rng: np.random.Generator, how: Augmentation) -> Chip:

@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from edge_infer.durable import make_durable
 from edge_infer.errors import OutputError, Refused
-from edge_infer_export.network.weights import load_tensors
+from edge_infer_export.network.weights import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,14 +57,15 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     draft = path.with_name(path.name + ".new")
     try:
-        torch.save({"format": CHECKPOINT_FORMAT, **values}, draft)
+        save_tensors({"format": CHECKPOINT_FORMAT, **values}, draft)
         make_durable(draft)
         draft.replace(path)
         make_durable(path)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+    except OSError as error:
         draft.unlink(missing_ok=True)
-        words = str(error).splitlines()[0]
-        raise OutputError(f"{path} cannot be written ({words}); free some space, --resume goes on") from error
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}); free some space, --resume goes on"
+        ) from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

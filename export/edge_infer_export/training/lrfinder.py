@@ -9,9 +9,9 @@ on the whole curve, the steepest point on a few noisy batches.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from edge_infer_export.training.order import epoch_batches
 from edge_infer_export.training.schedule import MOMENTUM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -50,10 +50,6 @@ class RateCurve:
     """The suggestion."""
     steepest: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
 
 def sweep(
     learner: Learner,
@@ -61,6 +57,8 @@ def sweep(
     rows: NDArray[np.int64],
     targets: NDArray[np.int64],
     options: TrainOptions,
+    *,
+    tick: Callable[[str], None] = lambda _: None,
 ) -> RateCurve:
     """Run the range test and put the learner back to where it was.
 
@@ -70,6 +68,7 @@ def sweep(
         rows: (n,), training chips.
         targets: (n,), their classes.
         options: batch, balance and seed.
+        tick: is told before every step how far it is; what it raises ends the test.
 
     Raises:
         Refused: the loss is no number from the start, so that there is no curve.
@@ -89,6 +88,7 @@ def sweep(
 
     chosen = [batch for _, batch in zip(range(STEPS), batches(), strict=False)]
     for number, batch in enumerate(loader.training(chosen, epoch=10**6)):
+        tick(f"LR finder: step {number + 1} of {STEPS} at most")
         loss = float(learner.learn(batch, rates[number], MOMENTUM[0]))
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smooth = mean / (1 - SMOOTHING ** (number + 1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge_infer.errors import Refused
@@ -14,6 +14,7 @@ from edge_infer_export.training.order import Balance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -34,7 +35,8 @@ class TrainOptions:
     label_smoothing: float = 0.05
     balance: Balance = "weights"
     patience: int = 5
-    """Stop after so many settled epochs that are no better than the best; 0: never."""
+    """Stop after so many settled epochs that are no better than the best; 0: never. Only the last third is
+    settled, so what is not below `epochs` / 3 - 1 never stops anything."""
     average_epochs: float = 0.0
     """Judge and keep a moving average of the weights over about so many epochs; 0: the last ones."""
     seed: int = 0
@@ -81,7 +83,8 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return values
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Say in words where `before` (an earlier training's `to_json`) would give other weights."""
@@ -91,11 +94,3 @@ class TrainOptions:
             for name, value in now.items()
             if name not in NOT_THE_RESULT and before.get(name) != value
         ]
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return str(value) if isinstance(value, Path) else value

@@ -1,9 +1,9 @@
 """The folder that a training leaves behind: what `edge-infer export` reads, and pages for people.
 
 model.pt           state dict of the network, tensors only
-train.json         name, classes, contract, normalisation, metrics and how it was trained
+train.json         name, classes, contract, normalisation and how it was trained
 golden.npy         uint8 (n, S, S, C), validation chips of every class
-predictions.npz    rows, logits, targets and side ("validation", "test") of every chip that was judged
+sides.npy          which chips lay on which side (see `sides`)
 lr-finder.png      loss by learning rate, where no rate was given
 history.png        losses and accuracy by epoch
 report.html        the evaluation (see `report`), with evaluation.json, predictions.csv and pictures/
@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from edge_infer.durable import make_durable
-from edge_infer.errors import OutputError, Refused
+from edge_infer.errors import BundleError, OutputError, Refused
 from edge_infer.interrupt import StopSignals
 from edge_infer.manifest import Manifest
 from edge_infer_export.chips.dataset import read_chips, refuse_folder
@@ -36,13 +37,15 @@ from edge_infer_export.evaluation.gradcam import Explainer
 from edge_infer_export.evaluation.judge import evaluate_training
 from edge_infer_export.evaluation.plots import draw_history
 from edge_infer_export.evaluation.report import write_report
+from edge_infer_export.evaluation.sides import SIDES_FILE, Sides
 from edge_infer_export.network.bundle import GOLDEN_CHIPS, RUN_FORMAT
+from edge_infer_export.network.weights import save_tensors
 from edge_infer_export.training.augment import augment
 from edge_infer_export.training.lrfinder import draw_curve
-from edge_infer_export.training.train import Diverged, find_rate, train
+from edge_infer_export.training.train import Diverged, find_rate, require_classes, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -98,7 +101,7 @@ def train_to_folder(
         raise Refused("--resume keeps the run folder and --overwrite replaces it; give one of them")
     if resume and (out / MARKER).is_file():
         raise OutputError(f"{out} is complete; there is nothing to resume")
-    refuse_folder(out, marker=MARKER, overwrite=overwrite)
+    refuse_folder(out, marker=MARKER, keys=("architecture", "contract", "classes"), overwrite=overwrite)
     draft = out.with_name(out.name + ".partial")
     checkpoint = draft / CHECKPOINT
     if checkpoint.exists() and not (resume or overwrite):
@@ -107,21 +110,32 @@ def train_to_folder(
         )
     with StopSignals() as signals, signals.told(lambda: None):
         chips = read_chips(chips_folders)
+        require_classes(chips)
         name = name or out.name
         _require_bundle_names(name, chips)
-        if not resume:
-            shutil.rmtree(draft, ignore_errors=True)
         try:
-            draft.mkdir(parents=True, exist_ok=resume)
+            draft.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{out} cannot be written: {error.strerror}; name another folder") from error
+
+        def begin() -> None:
+            # Not before: a training that was stopped must not be lost to one that cannot be.
+            with _writing(draft):
+                shutil.rmtree(draft)
+                draft.mkdir()
+
+        def draw(curve: RateCurve, rate: float) -> None:
+            with _writing(draft):
+                draw_curve(draft / CURVE, curve, rate)
+
         try:
             trained = train(
                 chips,
                 options,
                 checkpoint=checkpoint,
                 resume=resume,
-                draw=lambda curve, rate: draw_curve(draft / CURVE, curve, rate),
+                begin=begin,
+                draw=draw,
                 stopping=lambda: signals.received is not None,
                 say=say,
                 bar=bar,
@@ -132,11 +146,24 @@ def train_to_folder(
         finally:
             if not checkpoint.exists():
                 shutil.rmtree(draft, ignore_errors=True)
-        _write(draft, chips, trained, options, name, [str(f) for f in chips_folders])
-    checkpoint.unlink()
-    shutil.rmtree(out, ignore_errors=True)
-    draft.rename(out)
+        with _writing(draft):
+            _write(draft, trained, options, name, [str(f) for f in chips_folders])
+            shutil.rmtree(out, ignore_errors=True)
+            draft.rename(out)
+            (out / CHECKPOINT).unlink()
     return trained
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written ({error.strerror or error}); free some space and give the command "
+            "again with --resume"
+        ) from error
 
 
 def find_rate_to_file(
@@ -161,18 +188,22 @@ def find_rate_to_file(
 def _require_bundle_names(name: str, chips: Chips) -> None:
     """Refuse, before any training, names that no bundle could carry."""
     bands = len(chips.contract.bands)
-    Manifest(
-        name=name,
-        created="2000-01-01T00:00:00Z",
-        architecture="ResNet34",
-        parameters=1,
-        classes=chips.classes,
-        colors=class_colors(len(chips.classes)),
-        contract=chips.contract,
-        mean=(0.0,) * bands,
-        std=(1.0,) * bands,
-        temperature=1.0,
-    )
+    try:
+        Manifest(
+            name=name,
+            created="2000-01-01T00:00:00Z",
+            architecture="ResNet34",
+            parameters=1,
+            classes=chips.classes,
+            colors=class_colors(len(chips.classes)),
+            contract=chips.contract,
+            mean=(0.0,) * bands,
+            std=(1.0,) * bands,
+            temperature=1.0,
+        )
+    except BundleError as error:
+        hint = "; --name gives it another than that of --out" if str(error).startswith("model name") else ""
+        raise BundleError(f"{error}{hint}") from error
 
 
 def class_colors(count: int) -> tuple[str, ...]:
@@ -189,30 +220,21 @@ def golden_rows(chips: Chips, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array([row for _, _, row in sorted(turns)[:GOLDEN_CHIPS]], np.int64)
 
 
-def _write(
-    folder: Path, chips: Chips, trained: Trained, options: TrainOptions, name: str, sources: list[str]
-) -> None:
-    torch.save(trained.network.state_dict(), folder / "model.pt")
-    split = trained.split
+def _write(folder: Path, trained: Trained, options: TrainOptions, name: str, sources: list[str]) -> None:
+    save_tensors(trained.network.state_dict(), folder / "model.pt")
+    chips, split = trained.chips, trained.split
     np.save(folder / "golden.npy", chips.read(golden_rows(chips, split.validation)))
-    np.savez(
-        folder / "predictions.npz",
-        rows=np.concatenate([split.validation, split.test]),
-        logits=np.concatenate([trained.validation_logits, trained.test_logits]),
-        targets=chips.targets[np.concatenate([split.validation, split.test])],
-        side=np.repeat(["validation", "test"], [len(split.validation), len(split.test)]),
-    )
+    (folder / SIDES_FILE).write_bytes(Sides.of_split(chips, split).to_bytes())
     draw_history(folder / "history.png", trained.history, trained.best_epoch)
-    _report(folder, chips, trained, options, name)
-    values = _facts(chips, trained, options, name, sources)
+    _report(folder, trained, options, name)
+    values = _facts(trained, options, name, sources)
     (folder / MARKER).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for written in ("model.pt", MARKER):
         make_durable(folder / written)
 
 
-def _facts(
-    chips: Chips, trained: Trained, options: TrainOptions, name: str, sources: list[str]
-) -> dict[str, Any]:
+def _facts(trained: Trained, options: TrainOptions, name: str, sources: list[str]) -> dict[str, Any]:
+    chips = trained.chips
     return {
         "format": RUN_FORMAT,
         "name": name,
@@ -224,7 +246,6 @@ def _facts(
         "mean": list(trained.mean),
         "std": list(trained.std),
         "temperature": trained.temperature,
-        "metrics": trained.metrics,
         "facts": {
             "chips": sources,
             "options": options.to_json(),
@@ -248,7 +269,8 @@ def _facts(
     }
 
 
-def _report(folder: Path, chips: Chips, trained: Trained, options: TrainOptions, name: str) -> None:
+def _report(folder: Path, trained: Trained, options: TrainOptions, name: str) -> None:
+    chips = trained.chips
     evaluation = evaluate_training(
         chips,
         trained.split,

@@ -8,19 +8,20 @@ confidence is calibrated there by one temperature.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from edge_infer.errors import Refused, Stopped
-from edge_infer.progress import hours
+from edge_infer.progress import SECONDS_BETWEEN_LINES, hours
 from edge_infer_export.chips.split import split_chips
-from edge_infer_export.evaluation.scores import fit_temperature, score, softmax
+from edge_infer_export.evaluation.scores import fit_temperature
 from edge_infer_export.network.weights import start_network
 from edge_infer_export.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from edge_infer_export.training.learner import Learner
@@ -30,9 +31,10 @@ from edge_infer_export.training.options import TrainOptions
 from edge_infer_export.training.order import class_weights, epoch_batches
 from edge_infer_export.training.pace import Pace
 from edge_infer_export.training.schedule import one_cycle
+from edge_infer_export.training.survey import survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
     from edge_infer_export.chips.dataset import Chips
     from edge_infer_export.chips.split import Split
     from edge_infer_export.network.resnet import ResNet
+    from edge_infer_export.training.loader import Batch
     from edge_infer_export.training.lrfinder import RateCurve
+    from edge_infer_export.training.survey import Survey
 
     Say = Callable[[str], None]
 
-__all__ = ["Diverged", "Epoch", "TrainOptions", "Trained", "find_rate", "train"]
+__all__ = ["Diverged", "Epoch", "TrainOptions", "Trained", "find_rate", "require_classes", "train"]
 
 SETTLED = 2 / 3
 """Only epochs after this part may be kept: while the rate is high, a good score on few chips is luck."""
@@ -80,6 +84,8 @@ class Epoch:
 class Trained:
     """A trained network and how it did."""
 
+    chips: Chips
+    """Those that can be decoded: `split` counts in them."""
     network: ResNet
     """On the CPU, in the planar layout."""
     mean: tuple[float, ...]
@@ -93,8 +99,6 @@ class Trained:
     """float32, (m, K): likewise at `split.test`."""
     history: tuple[Epoch, ...]
     best_epoch: int
-    metrics: dict[str, Any]
-    """`score` of the calibrated probabilities on the validation side."""
     learning_rate: float
     """Peak of the schedule."""
     started_from: str
@@ -115,6 +119,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
+    begin: Callable[[], None] = lambda: None,
     draw: Callable[[RateCurve, float], None] = lambda _curve, _rate: None,
     stopping: Callable[[], bool] = lambda: False,
     say: Say = lambda _: None,
@@ -127,8 +132,11 @@ def train(
         options: how to train.
         checkpoint: file that keeps the state; None: a stop loses everything.
         resume: go on from the checkpoint, where there is one, to the same weights as without a stop.
+        begin: called once before anything is drawn or kept, unless a checkpoint is gone on from: nothing that
+            was known beforehand forbids the training.
         draw: is given the LR finder's curve and the rate that is taken.
-        stopping: asked at every step; True stops there, with the state kept.
+        stopping: asked at every step, also while chips are looked at, the LR finder runs or a side is judged;
+            True stops there, with the state kept.
         say: is given a line of progress now and then.
         bar: draw a bar on standard error as well.
 
@@ -138,10 +146,13 @@ def train(
         Stopped: `stopping` said so.
 
     """
-    session = _Session(chips, options, checkpoint, say)
+    session = _Session(chips, options, checkpoint, say, stopping)
     with session.loader:
         if not (resume and session.restore()):
-            session.find_rate(draw)
+            curve = session.find_rate()
+            begin()
+            if curve is not None:
+                draw(curve, session.rate)
         pace = Pace(
             say,
             steps=session.steps * options.epochs,
@@ -150,10 +161,10 @@ def train(
             bar=bar,
         )
         try:
-            session.run(pace, stopping)
+            session.run(pace)
+            return session.finish(pace)
         finally:
             pace.close()
-        return session.finish(pace)
 
 
 def find_rate(chips: Chips, options: TrainOptions, *, say: Say = lambda _: None) -> RateCurve:
@@ -168,7 +179,8 @@ def find_rate(chips: Chips, options: TrainOptions, *, say: Say = lambda _: None)
         return session.sweep()
 
 
-def _require_classes(chips: Chips) -> None:
+def require_classes(chips: Chips) -> None:
+    """Raise `Refused` unless there are two classes or more, and chips of all of them."""
     if len(chips) == 0:
         raise Refused("there are no chips; see what `edge-infer chips` said became of the footprints")
     if len(chips.classes) < 2:
@@ -178,41 +190,45 @@ def _require_classes(chips: Chips) -> None:
         raise Refused(f"no chip has the class {', '.join(absent)}; label some, or leave the class out")
 
 
-def fingerprint(chips: Chips, split: Split) -> str:
-    """Tell sets of chips apart by their table and how they were parted; not by where the files lie."""
-    digest = hashlib.sha256()
+def fingerprint(found: Survey, split: Split) -> str:
+    """Tell sets of chips apart by contract, table, pixels and sides; not by where the files lie.
+
+    The sums over each chip's pixels stand for the pixels.
+    """
+    chips = found.chips
+    digest = hashlib.sha256(json.dumps(chips.contract.to_json(), sort_keys=True).encode())
     for column in (chips.targets, chips.longitude, chips.latitude, chips.ground_metres, chips.source_fid):
         digest.update(np.ascontiguousarray(column).tobytes())
+    for sums in (found.sums, found.squares):
+        digest.update(sums.tobytes())
     for rows in (split.training, split.validation, split.test):
         digest.update(len(rows).to_bytes(8, "little") + rows.tobytes())
     digest.update("\n".join((*chips.classes, *map(str, chips.image))).encode())
     return digest.hexdigest()
 
 
-def measure_bands(
-    loader: Loader, rows: NDArray[np.int64], bands: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each band of the chips at `rows`; the deviation is at least one grey level."""
-    counts = np.zeros((bands, 256), np.int64)
-    for batch in loader.plain(rows, JUDGE_BATCH):
-        for band in range(bands):
-            counts[band] += np.bincount(batch.pixels[..., band].ravel(), minlength=256)
-    levels = np.arange(256)
-    means = [float((count * levels).sum() / count.sum()) for count in counts]
-    spreads = [
-        math.sqrt(float((count * (levels - mean) ** 2).sum() / count.sum()))
-        for count, mean in zip(counts, means, strict=True)
-    ]
-    return tuple(means), tuple(max(spread, 1.0) for spread in spreads)
-
-
 class _Session:
     """One training from the first step, or from a checkpoint, to the best epoch."""
 
-    def __init__(self, chips: Chips, options: TrainOptions, checkpoint: Path | None, say: Say) -> None:
-        self._started = time.monotonic()
-        _require_classes(chips)
-        self.chips, self.options, self.say = chips, options, say
+    def __init__(
+        self,
+        chips: Chips,
+        options: TrainOptions,
+        checkpoint: Path | None,
+        say: Say,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._started = self._said = time.monotonic()
+        self._stopping, self._line = stopping, say
+        self.options, self.say, self.checkpoint = options, say, checkpoint
+        self._begun = False
+        require_classes(chips)
+        cached = self._cache(chips)
+        found = survey(chips, cached, threads=options.threads, tick=self._tick)
+        if len(found.chips) < len(chips):
+            chips, cached = found.chips, self._cache(found.chips)
+            require_classes(chips)
+        self.chips = chips
         self.split = split_chips(chips, options.split)
         rows = self.split.training
         if len(rows) < options.batch:
@@ -234,12 +250,10 @@ class _Session:
         self.targets = chips.targets[rows]
         self.steps = len(rows) // options.batch
         self.weights = class_weights(self.targets, len(chips.classes), options.balance)
-        cached = CachedChips(
-            chips, (len(chips), *chips.contract.chip_shape), megabytes=options.cache_megabytes
-        )
+        self.mean, self.std = found.normalisation(rows)
+        self.fingerprint = fingerprint(found, self.split)
         self.loader = Loader(cached, options.augmentation, seed=options.seed, threads=options.threads)
         try:
-            self.mean, self.std = measure_bands(self.loader, rows, len(chips.contract.bands))
             self.learner = Learner(
                 network,
                 chips.targets,
@@ -258,7 +272,6 @@ class _Session:
             f"chips are {where}."
         )
         self.network = network
-        self.checkpoint = checkpoint
         self._written = time.monotonic()
         self._writing_seconds = 0.0
         self.rate = 0.0
@@ -267,22 +280,37 @@ class _Session:
         self.best: dict[str, Tensor] | None = None
         self.best_epoch = 0
 
+    def _cache(self, chips: Chips) -> CachedChips:
+        shape = (len(chips), *chips.contract.chip_shape)
+        return CachedChips(chips, shape, megabytes=self.options.cache_megabytes)
+
+    def _tick(self, words: str) -> None:
+        """Stop here if that was asked for; now and then say where this is."""
+        if self._stopping():
+            self._stop()
+        now = time.monotonic()
+        if now - self._said > SECONDS_BETWEEN_LINES:
+            self._said = now
+            self._line(f"  {words}")
+
     def sweep(self) -> RateCurve:
         """Run the LR finder."""
-        return sweep(self.learner, self.loader, self.split.training, self.targets, self.options)
+        return sweep(
+            self.learner, self.loader, self.split.training, self.targets, self.options, tick=self._tick
+        )
 
-    def find_rate(self, draw: Callable[[RateCurve, float], None]) -> None:
-        """Take the rate that was given, or else the one that the LR finder suggests."""
+    def find_rate(self) -> RateCurve | None:
+        """Take the rate that was given (None), or else the one that the LR finder suggests (its curve)."""
         if self.options.learning_rate is not None:
             self.rate = self.options.learning_rate
-            return
+            return None
         curve = self.sweep()
         self.rate = curve.valley
-        draw(curve, self.rate)
         self.say(
             f"LR finder: valley {curve.valley:.1e}, steepest {curve.steepest:.1e}; taken: {self.rate:.1e} "
             "(--lr gives another)"
         )
+        return curve
 
     def restore(self) -> bool:
         """Go to where the checkpoint stands; whether there is one.
@@ -300,7 +328,7 @@ class _Session:
                 f"{self.checkpoint} was trained with other options ({'; '.join(differences)}); resume with "
                 "the same, or begin again with --overwrite"
             )
-        if found.chips != fingerprint(self.chips, self.split):
+        if found.chips != self.fingerprint:
             raise Refused(
                 f"{self.checkpoint} was trained on other chips; resume with the same --chips, or begin again "
                 "with --overwrite"
@@ -316,16 +344,19 @@ class _Session:
         self.epoch, self.step, self.loss_sum = found.epoch, found.step, found.loss_sum
         self.history = [Epoch(**values) for values in found.history]
         self.best, self.best_epoch = found.best, found.best_epoch
+        self._begun = True
         self.say(f"Going on in epoch {self.epoch} of {self.options.epochs} after {self.step} steps.")
         return True
 
-    def run(self, pace: Pace, stopping: Callable[[], bool]) -> None:
+    def run(self, pace: Pace) -> None:
         """Train to the end, or to where it gets no better."""
+        self._line = pace.line
         self.loader.wait_seconds = 0.0  # what was read before belongs to no step
-        if self.checkpoint is not None and not self.history and self.step == 0:
+        if not self._begun:
             self._keep(force=True)
+            self._begun = True
         while self.epoch <= self.options.epochs and not self._worn_out():
-            self._train_epoch(pace, stopping)
+            self._train_epoch(pace)
             epoch = self._judge_epoch()
             self.history.append(epoch)
             settled = epoch.number > SETTLED * self.options.epochs
@@ -347,7 +378,7 @@ class _Session:
         behind = len(self.history) - self.best_epoch
         return bool(self.best_epoch and self.options.patience and behind >= self.options.patience)
 
-    def _train_epoch(self, pace: Pace, stopping: Callable[[], bool]) -> None:
+    def _train_epoch(self, pace: Pace) -> None:
         options = self.options
         batches = epoch_batches(
             self.split.training,
@@ -373,7 +404,7 @@ class _Session:
                     + (f", accuracy {self.history[-1].accuracy:.1%}" if self.history else "")
                 )
             )
-            if stopping():
+            if self._stopping():
                 self._stop()
             if time.monotonic() - self._written > SECONDS_BETWEEN_CHECKPOINTS:
                 self._keep()
@@ -381,11 +412,13 @@ class _Session:
     def _stop(self) -> None:
         if self.checkpoint is None:
             raise Stopped("stopped; nothing was kept")
+        if not self._begun:
+            raise Stopped("stopped before the first step; give the same command again")
         self._keep(force=True)
-        raise Stopped(
-            f"stopped in epoch {self.epoch} of {self.options.epochs} after {self.step} of {self.steps} "
-            "steps; the same command with --resume goes on there"
-        )
+        where = f"in epoch {self.epoch} of {self.options.epochs} after {self.step} of {self.steps} steps"
+        if self.step == 0 and self.history:
+            where = f"after epoch {len(self.history)} of {self.options.epochs}"
+        raise Stopped(f"stopped {where}; the same command with --resume goes on there")
 
     def _diverged(self) -> Diverged:
         return Diverged(f"training diverged in epoch {self.epoch}; lower --lr (it was {self.rate:g})")
@@ -426,7 +459,7 @@ class _Session:
             self.checkpoint,
             Checkpoint(
                 options=self.options.to_json(),
-                chips=fingerprint(self.chips, self.split),
+                chips=self.fingerprint,
                 learning_rate=self.rate,
                 epoch=self.epoch,
                 step=self.step,
@@ -442,7 +475,13 @@ class _Session:
 
     def judge(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits of the chips at `rows`: float32, (n, K)."""
-        return self.learner.judge(self.loader.plain(rows, JUDGE_BATCH))
+
+        def batches() -> Iterator[Batch]:
+            for number, batch in enumerate(self.loader.plain(rows, JUDGE_BATCH)):
+                self._tick(f"judging: {number * JUDGE_BATCH:,} of {len(rows):,} chips")
+                yield batch
+
+        return self.learner.judge(batches())
 
     def finish(self, pace: Pace) -> Trained:
         """Put the best epoch's weights into the network and judge it once more."""
@@ -451,16 +490,11 @@ class _Session:
         chips_per_second, wait_share = pace.chips_per_second(), self.loader.wait_seconds / pace.seconds()
         self.learner.take(self.best)
         validation, test = self.judge(self.split.validation), self.judge(self.split.test)
-        targets = self.chips.targets[self.split.validation]
-        temperature = fit_temperature(validation, targets)
-        metrics = score(softmax(validation, temperature), targets, self.chips.classes)
-        metrics["before_calibration"] = {
-            name: score(softmax(validation), targets, self.chips.classes)[name]
-            for name in ("negative_log_likelihood", "calibration_error")
-        }
+        temperature = fit_temperature(validation, self.chips.targets[self.split.validation])
         network = self.network.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         network.load_state_dict(self.best)
         return Trained(
+            chips=self.chips,
             network=network,
             mean=self.mean,
             std=self.std,
@@ -470,7 +504,6 @@ class _Session:
             test_logits=test,
             history=tuple(self.history),
             best_epoch=self.best_epoch,
-            metrics=metrics,
             learning_rate=self.rate,
             started_from=self.started_from,
             device=self.learner.device.type,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,10 +18,13 @@ from edge_infer.manifest import ChipContract
 from edge_infer.ring import BatchSlot
 from edge_infer_export.chips.dataset import Chips, read_chips
 from edge_infer_export.chips.pictures import UnreadableChip
+from edge_infer_export.chips.split import Split
 from edge_infer_export.cli_evaluate import evaluate as evaluate_command
+from edge_infer_export.evaluation import evaluate as evaluate_module
 from edge_infer_export.evaluation.evaluate import EvaluateRequest, evaluate_bundle
 from edge_infer_export.evaluation.look import look, name_files
 from edge_infer_export.evaluation.shortcut import compare, features, fit_probe
+from edge_infer_export.evaluation.sides import Sides
 
 CONTRACT = ChipContract(
     ground_metres=12, chip_pixels=16, bands=("red", "green", "blue"), coarsest_gsd_metres=2
@@ -103,7 +107,7 @@ def test_chips_stream(make_bundle, chips, monkeypatch):
 
 def test_report_is_written(make_bundle, chips, tmp_path):
     out = tmp_path / "report"
-    result = run(make_bundle(), "--chips", chips, "--engine", "openvino", "--out", out)
+    result = command(make_bundle(), "--chips", chips, "--engine", "openvino", "--out", out)
     assert result.exit_code == 0, result.output
     assert "brightness: openvino" in result.output
     assert f"Report: {out / 'report.html'}" in result.output
@@ -220,13 +224,15 @@ def test_events_and_areas_are_chosen(make_bundle, chips):
         evaluate_bundle(request(make_bundle(), chips, events=("storm",)))
 
 
-def with_facts(path, evaluation=None, **facts):
-    """Write the bundle again, with an evaluation and with facts."""
+def with_members(path, evaluation=None, sides=None):
+    """Write the bundle again, with an evaluation or with sides."""
     bundle = open_bundle(path)
     members = {name: bundle.read(name) for name in bundle.members}
     if evaluation is not None:
         members["evaluation.json"] = json.dumps(evaluation).encode()
-    write_bundle(path, replace(bundle.manifest, facts=facts), members)
+    if sides is not None:
+        members["sides.npy"] = sides
+    write_bundle(path, bundle.manifest, members)
     return path
 
 
@@ -241,7 +247,7 @@ def test_what_the_bundle_brings_is_used(make_bundle, chips):
         "accuracy": {"value": 0.875},
         "side": "test",
     }
-    found = evaluate_bundle(request(with_facts(make_bundle(), stored), chips))
+    found = evaluate_bundle(request(with_members(make_bundle(), stored), chips))
     assert found.thresholds["bright"].high_precision == 0.75
     reached = found.reached["bright"]["high_precision"]
     assert reached is not None
@@ -273,31 +279,82 @@ def test_a_malformed_probe_in_the_bundle(make_bundle, chips, shortcut, words):
     thresholds = {"high_precision": None, "high_recall": None}
     stored = {"format": 1, "thresholds": {"dark": thresholds, "bright": thresholds}, "shortcut": shortcut}
     with pytest.raises(Refused, match=words):
-        evaluate_bundle(request(with_facts(make_bundle(), stored), chips))
+        evaluate_bundle(request(with_members(make_bundle(), stored), chips))
 
 
 @pytest.mark.parametrize("stored", [{}, {"accuracy": 0.9}, {"format": 2}])
 def test_a_foreign_evaluation_brings_nothing(make_bundle, chips, stored):
-    found = evaluate_bundle(request(with_facts(make_bundle(), stored), chips))
+    found = evaluate_bundle(request(with_members(make_bundle(), stored), chips))
     assert found.thresholds == {}
     assert found.shortcut is None
 
 
-def test_chips_that_were_trained_on_raise_the_alarm(make_bundle, chips):
-    split = {"test_events": ["flood"], "test_areas": []}
-    path = with_facts(make_bundle(), training={"chips": [str(chips)], "options": {"split": split}})
+def sides_of(chips, **rows):
+    """Sides of a split with the rows given, and none on the sides that are not."""
+    nothing = np.empty(0, np.int64)
+    split = {"training": nothing, "validation": nothing, "test": nothing, "dropped": nothing, **rows}
+    return Sides.of_split(chips, Split(**split, kind="place", block_metres=0, words="")).to_bytes()
 
-    def alarms(**options):
-        findings = evaluate_bundle(request(path, chips, **options)).findings
-        return " ".join(finding.words for finding in findings if finding.level == "alarm")
 
-    assert "was trained on a folder of these chips" in alarms()
-    assert "was trained on a folder of these chips" in alarms(events=("fire",))
-    assert alarms(events=("flood",)) == ""
-    with_facts(path, training={"chips": 5})
-    assert alarms() == ""
-    with_facts(path, training={"chips": [str(chips)]})
-    assert "was trained on a folder of these chips" in alarms(events=("flood",))
+def words_of(found, level):
+    return " ".join(finding.words for finding in found.findings if finding.level == level)
+
+
+def test_chips_that_were_trained_on_raise_the_alarm_wherever_they_lie(make_bundle, chips, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(chips, copied)
+    everything = np.arange(60)
+    sides = sides_of(
+        read_chips([chips]), training=everything[:30], validation=everything[30:40], test=everything[40:55]
+    )
+    path = with_members(make_bundle(), sides=sides)
+    whole = evaluate_bundle(request(path, copied))
+    assert whole.side == "chips"
+    assert "was trained at the places of 30 of these 60 chips" in words_of(whole, "alarm")
+    assert "10 of these 60 chips chose the epoch" in words_of(whole, "caution")
+    assert whole.findings[0].level == "alarm"
+    test = evaluate_bundle(request(path, copied, side="test"))
+    np.testing.assert_array_equal(test.judged.targets, whole.judged.targets[40:55])
+    assert test.side == "test"
+    assert "trained at" not in words_of(test, "alarm")
+    chosen = evaluate_bundle(request(path, copied, side="validation"))
+    assert (chosen.side, chosen.overall.chips) == ("chips", 10)
+    assert "10 of these 10 chips chose the epoch" in words_of(chosen, "caution")
+
+
+def test_chips_from_elsewhere_are_known_to_be(make_bundle, chips):
+    table = read_chips([chips])
+    elsewhere = replace(table, longitude=table.longitude + 1)
+    path = with_members(make_bundle(), sides=sides_of(elsewhere, training=np.arange(60)))
+    found = evaluate_bundle(request(path, chips))
+    assert "At none of these places was the model trained." in words_of(found, "note")
+    with pytest.raises(Refused, match="none of 60 chips lay on the test side of the training of "):
+        evaluate_bundle(request(path, chips, side="test"))
+
+
+def test_a_bundle_that_does_not_tell_its_chips(make_bundle, chips):
+    found = evaluate_bundle(request(make_bundle(), chips))
+    assert "nothing is known of whether the model was trained on them" in words_of(found, "caution")
+    with pytest.raises(Refused, match="does not tell which chips it was trained on"):
+        evaluate_bundle(request(make_bundle(), chips, side="test"))
+    with pytest.raises(Refused, match=r"sides\.npy is no NumPy array"):
+        evaluate_bundle(request(with_members(make_bundle(), sides=b"torn"), chips))
+
+
+def test_areas_of_chips_without_places(make_bundle, chips, monkeypatch):
+    lost = read_chips([chips])
+    lost = replace(lost, longitude=np.full(60, np.nan))
+    monkeypatch.setattr(evaluate_module, "read_chips", lambda _: lost)
+    with pytest.raises(Refused, match=r"60 of 60 chips have no place.* lie in '1,2,3,4'; name events"):
+        evaluate_bundle(request(make_bundle(), chips, areas=("1,2,3,4",)))
+    assert evaluate_bundle(request(make_bundle(), chips, areas=("quarter 1",))).overall.chips == 20
+
+
+def test_a_training_run_is_never_replaced(make_bundle, chips, run):
+    before = {path.name for path in run.iterdir()}
+    with pytest.raises(OutputError, match="holds a training run, which is not replaced"):
+        evaluate_bundle(request(make_bundle(), chips, out=run, overwrite=True))
+    assert {path.name for path in run.iterdir()} == before
 
 
 def test_engines_that_are_not_to_be_had(make_bundle, chips):
@@ -311,12 +368,12 @@ def test_names_of_files():
     assert name_files(entries[:2]) == "0.png, 1.png (gone; cut off)"
 
 
-def run(*arguments):
+def command(*arguments):
     return CliRunner().invoke(evaluate_command, [str(argument) for argument in arguments])
 
 
 def test_command_as_json(make_bundle, chips):
-    result = run(
+    result = command(
         make_bundle(),
         "--chips",
         chips,

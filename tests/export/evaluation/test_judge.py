@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from edge_infer.manifest import ChipContract
 from edge_infer_export.chips.dataset import read_chips
@@ -99,6 +100,34 @@ def test_an_event_that_was_trained_on_is_noted(chips):
 def test_unreadable_chips_are_told_of(chips):
     hurt = replace(chips, unreadable=(("chips/1.png", "cut off"),))
     assert "1 of 121 chips are left out" in words(judge(hurt, split_chips(hurt, SplitOptions())), "caution")
+
+
+def test_few_chips_to_fit_on_are_told_of(chips):
+    split = split_chips(chips, SplitOptions())
+    counts = chips.counts(split.validation)
+    least = min(counts.values())
+    assert least < 30
+    said = words(judge(chips, split), "caution")
+    assert f"fitted on {len(split.validation)} validation chips, {least} of them " in said
+    wanted = binomtest(least, least).proportion_ci(0.95, "wilson").low
+    assert f"the true share might still be {wanted:.0%}" in said
+    half = Split(
+        training=np.arange(40),
+        validation=np.arange(40, 120),
+        test=np.empty(0, np.int64),
+        dropped=np.empty(0, np.int64),
+        kind="place",
+        block_metres=0,
+        words="",
+    )
+    assert "fitted on" not in words(judge(chips, half), "caution")
+
+
+def test_chips_without_a_place_are_told_of(chips):
+    nowhere = replace(chips, longitude=np.full(120, np.nan))
+    found = judge(nowhere, split_chips(nowhere, SplitOptions(random=True)))
+    count = len(found.judged.rows)
+    assert f"{count} of {count} chips have no place on the ground" in words(found, "caution")
 
 
 def test_blocks_are_of_ground(chips):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.cbook import STEP_LOOKUP_MAP
 from PIL import Image
 
 from edge_infer.manifest import ChipContract
 from edge_infer_export.chips.dataset import read_chips
+from edge_infer_export.evaluation import plots
 from edge_infer_export.evaluation.album import Album, Background
 from edge_infer_export.evaluation.figures import Finding
 from edge_infer_export.evaluation.report import write_report
@@ -175,3 +177,16 @@ def test_a_chip_that_is_gone_is_left_out_of_the_sheets(evaluation, chips):
     surest = wrong[evaluation.probabilities.max(axis=1)[wrong].argmax()]
     Path(chips.file[surest]).unlink()
     assert len(album.mistakes()[0]) == before - 1
+
+
+def test_the_area_that_is_drawn_is_the_one_that_is_named(evaluation, tmp_path, monkeypatch):
+    figure = plots.new_figure(9.6, 4.3)
+    monkeypatch.setattr(plots, "new_figure", lambda *_: figure)
+    plots.draw_curves(tmp_path / "curves.png", evaluation, ["#d7191c", "#2c7bb6", "#fdae61"])
+    lines = figure.axes[1].lines
+    assert len(lines) == 3
+    for line, figures in zip(lines, evaluation.per_class.values(), strict=True):
+        # The outline as it is drawn, its steps spelled out; recall falls from left to right.
+        recall, precision = STEP_LOOKUP_MAP[line.get_drawstyle()](*line.get_data())
+        area = -np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2)
+        assert area == pytest.approx(figures.average_precision)

@@ -13,7 +13,6 @@ from edge_infer_export.evaluation.scores import (
     confusion_matrix,
     fit_temperature,
     reliability,
-    score,
     softmax,
 )
 
@@ -23,30 +22,6 @@ def test_confusion_matrix_counts_pairs(pairs):
     targets, predictions = np.array(pairs, np.int64).reshape(-1, 2).T
     matrix = confusion_matrix(targets, predictions, 3)
     assert all(matrix[t, p] == pairs.count((t, p)) for t in range(3) for p in range(3))
-
-
-def test_scores_of_a_known_case():
-    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.2, 0.8]])
-    found = score(probabilities, np.array([0, 0, 0, 1, 1]), ("a", "b"))
-    assert found["confusion"] == [[2, 1], [1, 1]]
-    assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["per_class"]["a"] == {
-        "chips": 3,
-        "precision": pytest.approx(2 / 3),
-        "recall": pytest.approx(2 / 3),
-        "f1": pytest.approx(2 / 3),
-    }
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found["negative_log_likelihood"] == pytest.approx(-np.log([0.9, 0.8, 0.3, 0.4, 0.8]).mean())
-
-
-def test_a_class_that_is_not_there_has_no_figures():
-    found = score(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 0]), ("a", "b"))
-    assert found["per_class"]["b"] == {"chips": 0, "precision": None, "recall": None, "f1": None}
-    assert found["macro_f1"] is None
-    nothing = score(np.empty((0, 2)), np.empty(0, np.int64), ("a", "b"))
-    assert nothing["accuracy"] is None
-    assert nothing["calibration_error"] is None
 
 
 def test_calibration_error_is_the_gap_to_accuracy():

@@ -123,14 +123,27 @@ def test_mean_recall_counts_classes_alike():
     found = compare(targets, targets, always_first, np.arange(100), ("a", "b"), seed=0)
     assert found.probe.value == pytest.approx(0.5)
     assert found.model.value == 1
-    assert found.verdict == "far"
 
 
-def test_one_block_has_no_interval_but_a_verdict():
+def test_one_block_has_no_interval_and_never_the_best_verdict():
     targets = np.array([0, 1] * 20)
     found = compare(targets, targets, 1 - targets, np.zeros(40, np.int64), ("a", "b"), seed=0)
     assert found.lead.low is None
+    assert found.verdict == "partial"
+    assert "0% of what the model gains over guessing" in found.words
+    assert "for its lead there is no interval" in found.words
+    same = compare(targets, targets, targets, np.zeros(40, np.int64), ("a", "b"), seed=0)
+    assert same.verdict == "close"
+    assert "its lead is +0.0 points, there is no interval" in same.words
+
+
+def test_words_claim_no_more_than_the_figures():
+    """A probe at 70 % tells the classes apart quite often."""
+    targets, called, probed, blocks = judged(0.96, 0.70)
+    found = compare(targets, called, probed, blocks, ("a", "b"), seed=0)
     assert found.verdict == "far"
+    assert "% of what the model gains over guessing can be had without looking" in found.words
+    assert "cannot be told apart" not in found.words
 
 
 def test_a_class_without_chips_is_left_out():

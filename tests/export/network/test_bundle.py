@@ -92,7 +92,16 @@ def test_a_missing_file(run, tmp_path, name):
 def test_a_cut_off_checkpoint(run, tmp_path, size):
     path = run / "model.pt"
     path.write_bytes(path.read_bytes()[:size])
-    assert "no state dict, or a damaged one" in refusal(run, tmp_path / "town.edgemodel")
+    assert "model.pt is damaged" in refusal(run, tmp_path / "town.edgemodel")
+
+
+def test_a_flipped_bit_of_the_checkpoint(run, tmp_path):
+    """PyTorch itself would load it, and the bundle would hold other weights than were judged."""
+    path = run / "model.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "model.pt is damaged (checksum of " in refusal(run, tmp_path / "town.edgemodel")
 
 
 class Malicious:
@@ -103,7 +112,7 @@ class Malicious:
 @pytest.mark.parametrize("content", [Malicious(), {"conv1.weight": 5}, [1, 2]])
 def test_a_checkpoint_of_anything_else(run, tmp_path, content, capsys):
     torch.save(content, run / "model.pt")
-    assert "no state dict" in refusal(run, tmp_path / "town.edgemodel")
+    assert "wanted the model.pt that `edge-infer train` wrote" in refusal(run, tmp_path / "town.edgemodel")
     assert "a pickle was run" not in capsys.readouterr().out
 
 

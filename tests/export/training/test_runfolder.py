@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -14,13 +15,18 @@ from click.testing import CliRunner
 from PIL import Image
 
 from edge_infer.errors import BundleError, OutputError, Refused
+from edge_infer.manifest import ChipContract
 from edge_infer_export.chips.dataset import read_chips
 from edge_infer_export.cli_train import train as train_command
+from edge_infer_export.evaluation.sides import Sides
 from edge_infer_export.network.bundle import export_bundle
 from edge_infer_export.training import runfolder
 from edge_infer_export.training.options import TrainOptions
 from edge_infer_export.training.runfolder import golden_rows, train_to_folder
 
+SMALL = ChipContract(
+    ground_metres=30, chip_pixels=16, bands=("red", "green", "blue"), coarsest_gsd_metres=0.5
+)
 QUICK = TrainOptions(epochs=4, batch=16, learning_rate=3e-3, blocks=(1, 1, 1, 1), width=8)
 
 
@@ -53,14 +59,13 @@ def whole_run(squares_folder, tmp_path_factory):
 def test_the_run_folder_is_what_export_reads(whole_run, chips, tmp_path):
     out, result = whole_run
     assert {
-        "model.pt", "train.json", "golden.npy", "predictions.npz", "history.png", "report.html",
+        "model.pt", "train.json", "golden.npy", "sides.npy", "history.png", "report.html",
         "evaluation.json",
     } <= {path.name for path in out.iterdir()}  # fmt: skip
     assert not (out / "checkpoint.pt").exists()
     assert [path.name for path in out.parent.iterdir()] == ["model-1"]
     facts = json.loads((out / "train.json").read_text())
     assert facts["name"] == "model-1"
-    assert facts["metrics"]["accuracy"] == result.metrics["accuracy"]
     assert facts["facts"]["split"]["validation"] == chips.counts(result.split.validation)
     assert facts["facts"]["options"]["augmentation"]["jpeg_quality"] == [40, 95]
     with Image.open(out / "history.png") as image:
@@ -68,15 +73,8 @@ def test_the_run_folder_is_what_export_reads(whole_run, chips, tmp_path):
     bundle = export_bundle(out, tmp_path / "model.edgemodel")
     assert bundle.manifest.classes == chips.classes
     assert bundle.manifest.temperature == pytest.approx(result.temperature)
-
-
-def test_what_was_said_of_every_judged_chip_is_kept(whole_run, chips):
-    out, result = whole_run
-    with np.load(out / "predictions.npz") as found:
-        assert found["rows"].tolist() == result.split.validation.tolist()
-        assert np.array_equal(found["targets"], chips.targets[found["rows"]])
-        assert np.array_equal(found["logits"], result.validation_logits)
-        assert set(found["side"].tolist()) == {"validation"}
+    sides = Sides.from_bytes(bundle.read("sides.npy"), bundle.path).find(chips)
+    np.testing.assert_array_equal(np.flatnonzero(sides == 1), result.split.validation)
 
 
 def test_golden_chips_are_of_every_class(chips):
@@ -100,7 +98,7 @@ def test_runs_are_kept_and_names_are_checked_before_training(squares_folder, tmp
         train_to_folder([squares_folder], out, once, resume=True, overwrite=True)
     train_to_folder([squares_folder], out, once, name="second", overwrite=True)
     assert json.loads((out / "train.json").read_text())["name"] == "second"
-    with pytest.raises(BundleError, match="model name '2' does not do"):
+    with pytest.raises(BundleError, match=r"model name '2' does not do.*; --name gives it another than that"):
         train_to_folder([squares_folder], tmp_path / "2", QUICK)
     with pytest.raises(Refused, match="wanted a folder that `edge-infer chips` made"):
         train_to_folder([tmp_path / "nothing"], tmp_path / "other", QUICK)
@@ -181,19 +179,70 @@ def test_an_overwritten_stop_begins_again(squares_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.usefixtures("no_report")
+def test_a_stopped_training_is_not_lost_to_one_that_cannot_be(squares_folder, tmp_path):
+    draft = tmp_path / "run.partial"
+    draft.mkdir()
+    (draft / "checkpoint.pt").write_bytes(b"hours of work")
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    for options in (replace(QUICK, weights=tmp_path / "weights.pt"), replace(QUICK, batch=4096)):
+        with pytest.raises(Refused):
+            train_to_folder([squares_folder], tmp_path / "run", options, overwrite=True)
+        assert (draft / "checkpoint.pt").read_bytes() == b"hours of work"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_full_disk_is_one_line_and_the_training_is_kept(squares_folder, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    once = replace(QUICK, epochs=1)
+
+    save = torch.save
+
+    def save_checkpoints_only(values, path):
+        if not path.name.startswith("checkpoint"):
+            raise RuntimeError("unexpected pos 64 vs 0")
+        save(values, path)
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_checkpoints_only)
+        with pytest.raises(OutputError, match=r"unexpected pos 64.*again with --resume"):
+            train_to_folder([squares_folder], out, once)
+        patch.setattr(runfolder, "draw_curve", no_space)
+        with pytest.raises(OutputError, match="No space left on device"):
+            train_to_folder([squares_folder], tmp_path / "other", replace(once, learning_rate=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
+    train_to_folder([squares_folder], out, once, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_one_class_is_told_of_before_a_bundle_would(write_chips, make_chips, tmp_path):
+    folder = write_chips(make_chips(count=4, side=16), ["intact"] * 4, SMALL)
+    with pytest.raises(Refused, match=r"the chips have one class only \(intact\); wanted two or more"):
+        train_to_folder([folder], tmp_path / "run", QUICK)
+
+
 def run_command(*arguments):
     return CliRunner().invoke(train_command, list(map(str, arguments)), catch_exceptions=False)
 
 
-def test_the_command_trains_a_resnet34(squares_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("network", "blocks", "width"),
+    [([], [3, 4, 6, 3], 64), (["--network", "resnet10-narrow"], [1, 1, 1, 1], 16)],
+)
+def test_the_command_trains_the_network_it_is_told(squares_folder, tmp_path, network, blocks, width):
     result = run_command(
-        *("--chips", squares_folder, "--out", tmp_path / "run", "--epochs", 1, "--batch", 64, "--lr", 1e-3)
+        *("--chips", squares_folder, "--out", tmp_path / "run", "--epochs", 1, "--batch", 64, "--lr", 1e-3),
+        *network,
     )
     assert result.exit_code == 0
     assert "run: epoch 1 of 1 kept\n" in result.output
     assert f"Report: {tmp_path / 'run' / 'report.html'}" in result.output
     architecture = json.loads((tmp_path / "run/train.json").read_text())["architecture"]
-    assert architecture == {"blocks": [3, 4, 6, 3], "width": 64}
+    assert architecture == {"blocks": blocks, "width": width}
 
 
 def test_the_command_finds_a_rate(squares_folder, tmp_path):
