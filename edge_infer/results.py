@@ -179,6 +179,9 @@ class Results:
             database = geopackage.connect(path)
             try:
                 geopackage.wait_for_writers(database, path, say)  # as the change of mode would not
+                # The mode stands in one sector of the file. With a journal beside it, a run that is killed
+                # just then leaves a file that nobody can open for reading only.
+                database.execute("PRAGMA journal_mode = MEMORY")
                 # Readers go on reading while a commit is written; FULL: a commit outlives a power cut.
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
@@ -393,12 +396,13 @@ class Results:
     def _leave_wal(self) -> bool:
         try:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            (mode,) = self._database.execute("PRAGMA journal_mode = DELETE").fetchone()
+            # As in `open`; once closed, the file is one with an ordinary journal.
+            (mode,) = self._database.execute("PRAGMA journal_mode = MEMORY").fetchone()
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 return False
             raise
-        return bool(mode == "delete")
+        return bool(mode == "memory")
 
 
 def read_schema(path: Path) -> Schema:

@@ -99,7 +99,7 @@ def points_to_kill_at() -> list[dict[str, Any]]:
         ("edge_infer.results:Results.end_run", 1, "before"),
         ("edge_infer.results:Results.finish", 1, "before"),
         ("sql:PRAGMA wal_checkpoint", 1, "before"),
-        ("sql:PRAGMA journal_mode = DELETE", 1, "before"),
+        ("sql:PRAGMA journal_mode = MEMORY", 2, "before"),
         ("edge_infer.results:make_durable", 1, "before"),
         ("edge_infer.results:make_durable", 1, "after"),
     ]
@@ -109,8 +109,11 @@ def points_to_kill_at() -> list[dict[str, Any]]:
     ]
     inside = [("edge_infer.output:_copy", 0.004), ("edge_infer.output:_copy", 0.012)]
     inside += [("sql:COMMIT", 0.0003), ("sql:PRAGMA wal_checkpoint", 0.0003)]
+    calls = {"sql:COMMIT": 3, "sql:PRAGMA journal_mode = MEMORY": 2}
+    inside += [("sql:PRAGMA journal_mode = MEMORY", seconds) for seconds in (0.0002, 0.0005, 0.001)]
+    inside += [("sql:PRAGMA journal_mode = WAL", seconds) for seconds in (0.0002, 0.0005)]
     return killed + [
-        {"signal": signal.SIGALRM, "point": point, "call": 3 if "COMMIT" in point else 1, "seconds": seconds}
+        {"signal": signal.SIGALRM, "point": point, "call": calls.get(point, 1), "seconds": seconds}
         for point, seconds in inside
     ]
 
