@@ -179,9 +179,10 @@ class Results:
             database = geopackage.connect(path)
             try:
                 geopackage.wait_for_writers(database, path, say)  # as the change of mode would not
-                # The mode stands in one sector of the file. With a journal beside it, a run that is killed
-                # just then leaves a file that nobody can open for reading only.
-                database.execute("PRAGMA journal_mode = MEMORY")
+                if database.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                    # The mode stands in one sector of the file. With a journal beside it, a run that is
+                    # killed just then leaves a file that nobody can open for reading only.
+                    database.execute("PRAGMA journal_mode = MEMORY")
                 # Readers go on reading while a commit is written; FULL: a commit outlives a power cut.
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
