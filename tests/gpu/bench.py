@@ -122,9 +122,9 @@ class Bench:
         self.model, self.out, self.until = model, out, until
         self.bundle = open_bundle(model)
         self.gpu = probe_gpu()
-        self.library = load_tensorrt(self.gpu.driver)
+        self.tensorrt = load_tensorrt(self.gpu.driver)
         self.machine = {
-            **describe_machine(self.library.text),
+            **describe_machine(self.tensorrt.text),
             "model": self.bundle.manifest.name,
             "model_sha256": self.bundle.sha256,
         }
@@ -149,7 +149,7 @@ class Bench:
         try:
             return closing(
                 TensorRtEngine(
-                    device, self.library, plan, self.bundle.manifest.contract,
+                    device, self.tensorrt, plan, self.bundle.manifest.contract,
                     len(self.bundle.manifest.classes), batch=batch, precision=precision, why="measured",
                     options=GpuOptions(**{"sample_on": "cpu", **options}),
                 )
