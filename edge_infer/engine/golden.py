@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_infer.bundle import CALIBRATION_MEMBER, GOLDEN_CHIPS_MEMBER
 from edge_infer.engine.stream import classify_batches
-from edge_infer.errors import BundleError
+from edge_infer.errors import BundleError, EdgeInferError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -70,7 +70,10 @@ def find_fault(engine: Engine, bundle: Bundle) -> str | None:
     if GOLDEN_CHIPS_MEMBER not in bundle.members:
         return None
     chips, expected = bundle.golden()
-    found = compare(classify_chips(engine, chips), expected)
+    try:
+        found = compare(classify_chips(engine, chips), expected)
+    except EdgeInferError:
+        return "the golden chips get probabilities that are no numbers"
     limit = largest_difference(bundle, engine.facts.precision)
     if found.largest_difference <= limit:
         return None

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 PASSED = {"int8": "passed"}
 
 
-def wrong_model(bundle: Bundle) -> bytes:
+def wrong_model(bundle: Bundle, times: float) -> bytes:
     """The bundle's model with constants that make other answers of it."""
     model = onnx.load_from_string(bundle.read("model.onnx"))
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 0.5, tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(times), tensor.name)
+            )
     return bytes(model.SerializeToString())
 
 
@@ -79,11 +82,17 @@ def test_a_bundle_without_int8_says_what_to_do(golden: Callable[..., Path]) -> N
         choose_model(bundle, "fp16")
 
 
-def test_int8_that_answers_wrongly_is_not_taken(golden: Callable[..., Path]) -> None:
-    bundle = with_int8(golden(), wrong_model(open_bundle(golden())))
+@pytest.mark.parametrize(
+    ("times", "fault"), [(0.5, "probabilities differ by up to"), (np.nan, "that are no numbers")]
+)
+def test_int8_that_answers_wrongly_is_not_taken(
+    golden: Callable[..., Path], times: float, fault: str
+) -> None:
+    bundle = with_int8(golden(), wrong_model(open_bundle(golden()), times))
     with closing(open_engine(bundle, engine="openvino")) as engine:
         assert engine.facts.precision == "fp32"
-        assert "in INT8 the golden chips' probabilities differ by up to" in engine.facts.why
+        assert "fp32: in INT8 the golden chips" in engine.facts.why
+        assert fault in engine.facts.why
         assert find_fault(engine, bundle) is None
     with pytest.raises(EngineError, match=r"in INT8 on this CPU the golden .*; use --precision fp32"):
         open_engine(bundle, engine="openvino", precision="int8")
